@@ -1,0 +1,11 @@
+"""Fused, in-place optimizer kernels over flat float32 buffers. The public names, nothing else."""
+
+from fastopt import functional as functional
+from fastopt import reference as reference
+from fastopt._buffers import FlatBuffer as FlatBuffer
+from fastopt._info import __version__ as __version__
+from fastopt._info import info as info
+from fastopt._optimizer import Optimizer as Optimizer
+from fastopt._threads import get_num_threads as get_num_threads
+from fastopt._threads import set_num_threads as set_num_threads
+from fastopt.optimizers import *  # noqa: F403

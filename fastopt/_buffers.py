@@ -1,0 +1,302 @@
+"""The only validation of arrays, the memory of states, and `FlatBuffer`.
+
+The compiled engine checks gradients at first sight; whatever does not pass there is explained here.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fastopt._optimizer import Optimizer
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
+
+ALIGNMENT = 64
+"""Bytes; a cache line, and the widest vector."""
+_HUGE_PAGE = 2 << 20
+_HUGE_FROM = 4 << 20
+
+
+# --- Arrays -----------------------------------------------------------------------------------------------
+
+
+def describe(value: Any) -> str:
+    """What `value` is, for an error message."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype.name if value.dtype.isnative else value.dtype.str} of shape {value.shape}"
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+def check_array(
+    value: Any,
+    what: str,
+    *,
+    shape: tuple[int, ...] | None = None,
+    dtypes: tuple[type, ...] = (np.float32,),
+    writable: bool = True,
+) -> None:
+    """Raise TypeError or ValueError unless `value` is an array that a kernel can work on in place.
+
+    That is a C-contiguous NumPy array of native byte order and of one of `dtypes`, aligned to its items,
+    writable if asked, of the given `shape` if any.
+    """
+    wanted = " or ".join(np.dtype(dtype).name for dtype in dtypes)
+    if shape is not None:
+        wanted += f" of shape {shape}"
+    if not isinstance(value, np.ndarray):
+        hint = ""
+        if hasattr(value, "detach") and hasattr(value, "numpy"):
+            hint = "; a CPU tensor's detach().numpy() shares its memory"
+        raise TypeError(f"{what} must be a NumPy array, {wanted}, got {describe(value)}{hint}")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{what} must be a plain NumPy array, got a masked array, whose mask would be ignored")
+    if value.dtype not in dtypes or not value.dtype.isnative:
+        raise TypeError(f"{what} must be {wanted}, got {describe(value)}")
+    if shape is not None and value.shape != shape:
+        raise ValueError(f"{what} must be {wanted}, got {describe(value)}")
+    if not value.flags.c_contiguous:
+        raise ValueError(
+            f"{what} must be C-contiguous, got strides {value.strides} for shape {value.shape}; "
+            "fastopt works in place and makes no copies (see numpy.ascontiguousarray)"
+        )
+    if not value.flags.aligned:
+        raise ValueError(f"{what} must be aligned to {value.itemsize} bytes, got data at {value.ctypes.data:#x}")
+    if writable and not value.flags.writeable:
+        raise ValueError(f"{what} must be writable, got a read-only array")
+
+
+def zeros(n: int) -> Array:
+    """`n` float32 zeros, aligned to `ALIGNMENT`; large ones on huge pages, where the system has them.
+
+    Pages of a large array come into being when they are first touched, so a thread that owns a run of
+    tiles from the first step on has them in its own memory.
+    """
+    nbytes = 4 * n
+    if nbytes >= _HUGE_FROM:
+        memory = mmap.mmap(-1, nbytes + _HUGE_PAGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            try:
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            except OSError:  # a kernel without transparent huge pages
+                pass
+        raw = np.frombuffer(memory, np.uint8)
+        start = -raw.ctypes.data % _HUGE_PAGE
+    else:
+        raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + nbytes].view(np.float32)
+
+
+def state_arrays(like: Sequence[Array], initial: float) -> list[Array]:
+    """One state array for each array in `like`, of its shape, filled with `initial`.
+
+    All lie in one allocation. Neighbours in memory get neighbouring states, so that the engine can walk
+    them as one; every other state starts on a cache line.
+    """
+    offsets = []
+    end = 0
+    for k, array in enumerate(like):
+        follows = k > 0 and like[k - 1].ctypes.data + like[k - 1].nbytes == array.ctypes.data
+        if not follows:
+            end += -end % (ALIGNMENT // 4)
+        offsets.append(end)
+        end += array.size
+    flat = zeros(end)
+    if initial:
+        flat.fill(initial)
+    return [
+        flat[offset : offset + array.size].reshape(array.shape)
+        for offset, array in zip(offsets, like, strict=True)
+    ]
+
+
+# --- Gradients that the engine did not like ---------------------------------------------------------------
+
+
+def _gradient_label(optimizer: Optimizer, index: int) -> str:
+    return f"{type(optimizer).__name__}: " + optimizer._tensors[index].label.replace("params", "grads", 1)
+
+
+def check_gradient(optimizer: Optimizer, index: int, gradient: Any) -> None:
+    """Raise TypeError or ValueError unless `gradient` fits parameter number `index`."""
+    shape = optimizer._tensors[index].array.shape
+    check_array(gradient, _gradient_label(optimizer, index), shape=shape, writable=False)
+
+
+def check_still_writable(optimizer: Optimizer, index: int) -> None:
+    """Explain a parameter that was writable when the optimizer was made."""
+    tensor = optimizer._tensors[index]
+    check_array(tensor.array, f"{type(optimizer).__name__}: {tensor.label}")
+
+
+def gradient_mapping(optimizer: Optimizer, gradients: Any) -> dict[str, Any]:
+    """Turn a mapping that is not a dict into one."""
+    if isinstance(gradients, FlatBuffer):
+        return gradients._views
+    if isinstance(gradients, Mapping):
+        return dict(gradients)
+    raise TypeError(
+        f"{type(optimizer).__name__}: grads must be a dict with the names of params, got {describe(gradients)}"
+    )
+
+
+def gradient_list(optimizer: Optimizer, gradients: Any) -> list[Any]:
+    """Turn a sequence that is not a list into one."""
+    if isinstance(gradients, Sequence) and not isinstance(gradients, str | bytes):
+        return list(gradients)
+    raise TypeError(
+        f"{type(optimizer).__name__}: grads must be a list with one float32 array or None for each of "
+        f"{len(optimizer._tensors)} parameters, got {describe(gradients)}"
+    )
+
+
+def refuse_gradient_names(optimizer: Optimizer, gradients: Mapping[str, Any]) -> NoReturn:
+    """Explain gradients whose names are not those of the parameters."""
+    names = optimizer._names or ()
+    missing = [name for name in names if name not in gradients]
+    unknown = [name for name in gradients if name not in names]
+    raise ValueError(
+        f"{type(optimizer).__name__}: grads must have the names of params"
+        + (f", missing {missing}" if missing else "")
+        + (f", unknown {unknown}" if unknown else "")
+    )
+
+
+def refuse_gradient_count(optimizer: Optimizer, gradients: Sequence[Any]) -> NoReturn:
+    """Explain a wrong number of gradients."""
+    raise ValueError(
+        f"{type(optimizer).__name__}: grads must have one entry for each of {len(optimizer._tensors)} "
+        f"parameters, got {len(gradients)}"
+    )
+
+
+def refuse_overlapping_gradient(optimizer: Optimizer, index: int, other: str) -> NoReturn:
+    """Explain a gradient in memory that the step writes."""
+    raise ValueError(f"{_gradient_label(optimizer, index)} overlaps {other} in memory")
+
+
+def refuse_step(optimizer: Optimizer, index: int, step: int) -> NoReturn:
+    """Explain a step count that was set to nonsense."""
+    label = optimizer._tensors[index].label
+    raise ValueError(f"{type(optimizer).__name__}: the step count of {label} must be >= 0, got {step}")
+
+
+def refuse_scalars(optimizer: Optimizer, index: int, step: int) -> NoReturn:
+    """Explain hyperparameters that together leave float32's range."""
+    tensor = optimizer._tensors[index]
+    group = {k: v for k, v in optimizer.param_groups[tensor.group].items() if k in optimizer.spec.hypers}
+    raise ValueError(
+        f"{type(optimizer).__name__}: at step {step} of {tensor.label} the hyperparameters {group} give a factor "
+        "outside the range of float32"
+    )
+
+
+def refuse_concurrent_step(optimizer: Optimizer) -> NoReturn:
+    """Explain a step that started while another thread is in one."""
+    raise RuntimeError(f"{type(optimizer).__name__}: another thread is inside step() of this optimizer")
+
+
+# --- FlatBuffer -------------------------------------------------------------------------------------------
+
+
+class FlatBuffer(Mapping[str, Array]):
+    """One aligned float32 buffer that holds named tensors, one after the other, as views.
+
+    A mapping from names to arrays, so an optimizer takes it wherever it takes a dict, and then walks the
+    whole buffer as one array. `flat` is that array, for everything else.
+
+    Parameters
+    ----------
+    tensors : mapping
+        Name -> shape (an int or a tuple of ints: the tensor starts as zeros) or name -> float32 array (its
+        values are copied). A `FlatBuffer` is such a mapping.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For names that are not strings, arrays that are not float32, and shapes that are none.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> params = fastopt.FlatBuffer({"w": np.ones((2, 3), np.float32), "b": 3})
+    >>> params["w"].shape, params["b"].shape, params.flat.size
+    ((2, 3), (3,), 9)
+    >>> grads = params.zeros_like()
+    >>> params["b"][:] = 7
+    >>> params.flat
+    array([1., 1., 1., 1., 1., 1., 7., 7., 7.], dtype=float32)
+    """
+
+    __slots__ = ("_views", "flat")
+
+    flat: Array
+    """The whole buffer: float32, one dimension, 64-byte aligned."""
+
+    def __init__(self, tensors: Mapping[str, Array | int | tuple[int, ...]]) -> None:
+        if not isinstance(tensors, Mapping):
+            raise TypeError(f"FlatBuffer: tensors must map names to shapes or arrays, got {describe(tensors)}")
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, tensor in tensors.items():
+            if not isinstance(name, str):
+                raise TypeError(f"FlatBuffer: names must be strings, got {name!r}")
+            shapes[name] = _shape(name, tensor)
+        self.flat = zeros(sum(_size(shape) for shape in shapes.values()))
+        self._views: dict[str, Array] = {}
+        start = 0
+        for name, shape in shapes.items():
+            end = start + _size(shape)
+            self._views[name] = self.flat[start:end].reshape(shape)
+            start = end
+        for name, tensor in tensors.items():
+            if isinstance(tensor, np.ndarray):
+                self._views[name][...] = tensor
+
+    def zeros_like(self) -> FlatBuffer:
+        """A new buffer with the same names and shapes, all zeros: for gradients."""
+        return FlatBuffer({name: view.shape for name, view in self._views.items()})
+
+    def copy(self) -> FlatBuffer:
+        """A new buffer with the same names and values."""
+        return FlatBuffer(self._views)
+
+    def __getitem__(self, name: str) -> Array:
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FlatBuffer, (dict(self._views),)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name}: {view.shape}" for name, view in self._views.items())
+        return f"FlatBuffer({{{shapes}}}, {self.flat.size} float32)"
+
+
+def _shape(name: str, tensor: Any) -> tuple[int, ...]:
+    if isinstance(tensor, np.ndarray):
+        if tensor.dtype != np.float32 or isinstance(tensor, np.ma.MaskedArray):
+            raise TypeError(f"FlatBuffer: {name!r} must be a float32 array, got {describe(tensor)}")
+        return tensor.shape
+    sizes = tensor if isinstance(tensor, tuple) else (tensor,)
+    if not all(isinstance(size, int | np.integer) and not isinstance(size, bool) for size in sizes):
+        raise TypeError(f"FlatBuffer: {name!r} must be a shape or a float32 array, got {describe(tensor)}")
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"FlatBuffer: {name!r} must have sizes >= 0, got {tensor!r}")
+    return tuple(int(size) for size in sizes)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size

@@ -1,0 +1,416 @@
+"""Rule text -> kernel text. At build time for Cython, in the tests for NumPy; loops come from `kernels/`.
+
+The rule language: names, ``+ - * /``, unary minus, comparisons, conditional expressions, the functions in
+`FUNCTIONS`, assignments, one final return, and ``if FLAG:`` on the rule's keyword-only arguments, which
+the generator resolves: one kernel for every combination of flags, no branch in a loop. No literals: 1.0
+is a double in C and in Numba, so that it would turn float32 arithmetic into float64. What does not depend
+on the element is a host scalar.
+
+Host scalars (`scalars`) are float64 and may also use literals and ``**``, and unpack a pair; they return
+``dict(name=...)``.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastopt import _stages
+from fastopt._rule import Spec
+
+FUNCTIONS = ("sqrt", "sign", "fabs", "maximum", "minimum", "copysign")
+STAGE_HYPERS = tuple(inspect.signature(_stages.scalars).parameters)
+
+_RULE_NODES = (
+    ast.Name,
+    ast.Load,
+    ast.Store,
+    ast.BinOp,
+    ast.Add,
+    ast.Sub,
+    ast.Mult,
+    ast.Div,
+    ast.UnaryOp,
+    ast.USub,
+    ast.Compare,
+    ast.Eq,
+    ast.NotEq,
+    ast.Lt,
+    ast.LtE,
+    ast.Gt,
+    ast.GtE,
+    ast.IfExp,
+    ast.Call,
+)
+_SCALARS_NODES = (*_RULE_NODES, ast.Constant, ast.Pow)
+
+
+class RuleError(ValueError):
+    """A rule or its host scalars use something that the rule language does not have."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """The parsed text of one Python function."""
+
+    name: str
+    file: str
+    first_line: int
+    tree: ast.FunctionDef
+
+    @classmethod
+    def parse(cls, function: Callable) -> Function:
+        lines, first_line = inspect.getsourcelines(function)
+        tree = ast.parse(textwrap.dedent("".join(lines))).body[0]
+        assert isinstance(tree, ast.FunctionDef)
+        return cls(function.__qualname__, inspect.getsourcefile(function) or "?", first_line, tree)
+
+    @property
+    def arguments(self) -> list[str]:
+        return [argument.arg for argument in self.tree.args.args]
+
+    @property
+    def flags(self) -> list[str]:
+        return [argument.arg for argument in self.tree.args.kwonlyargs]
+
+    @property
+    def body(self) -> list[ast.stmt]:
+        """The statements, without the docstring."""
+        first = self.tree.body[0]
+        documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+        return self.tree.body[1:] if documented else self.tree.body
+
+    def error(self, node: ast.AST, message: str) -> RuleError:
+        line = self.first_line + getattr(node, "lineno", 1) - 1
+        return RuleError(f"{self.file}:{line}: {self.name}: {message}")
+
+    def check_expression(self, expression: ast.expr, allowed: tuple[type, ...], known: Iterable[str]) -> None:
+        """Raise RuleError unless `expression` is made of `allowed` nodes and `known` names."""
+        called = {id(node.func) for node in ast.walk(expression) if isinstance(node, ast.Call)}
+        for node in ast.walk(expression):
+            if isinstance(node, ast.Constant) and ast.Constant not in allowed:
+                raise self.error(node, f"no literals in a rule: make {ast.unparse(node)} a host scalar")
+            if not isinstance(node, allowed):
+                raise self.error(node, f"{type(node).__name__} is not part of the rule language")
+            if isinstance(node, ast.Call) and not (
+                isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS and not node.keywords
+            ):
+                raise self.error(node, f"only {', '.join(FUNCTIONS)} may be called, got {ast.unparse(node)}")
+            if isinstance(node, ast.Compare) and len(node.ops) != 1:
+                raise self.error(node, f"one comparison at a time, got {ast.unparse(node)}")
+            if isinstance(node, ast.Name) and id(node) not in called and node.id not in known:
+                raise self.error(node, f"unknown name {node.id!r}")
+
+    def target(self, statement: ast.stmt) -> str:
+        """Name that the assignment `statement` binds."""
+        if not (
+            isinstance(statement, ast.Assign)
+            and len(statement.targets) == 1
+            and isinstance(statement.targets[0], ast.Name)
+        ):
+            raise self.error(statement, f"expected `name = expression`, got {ast.unparse(statement)!r}")
+        return statement.targets[0].id
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """``name = expression`` in a specialised rule."""
+
+    name: str
+    expression: ast.expr
+
+    def reads(self) -> set[str]:
+        return {node.id for node in ast.walk(self.expression) if isinstance(node, ast.Name)} - set(FUNCTIONS)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A rule with its flags resolved, preceded by the gradient stage: what one loop computes."""
+
+    name: str
+    states: tuple[str, ...]
+    """State arrays it reads and writes, in the order of the optimizer's `states`."""
+    scalars: tuple[str, ...]
+    """Host scalars of the optimizer, used here or not, in the order in which they are passed."""
+    body: tuple[Assignment, ...]
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        return ("p", "g", *self.states)
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Streams that are written; never the gradient."""
+        assigned = {assignment.name for assignment in self.body}
+        return tuple(name for name in self.streams if name in assigned and name != "g")
+
+    @property
+    def used_scalars(self) -> tuple[str, ...]:
+        read = set().union(*(assignment.reads() for assignment in self.body))
+        return tuple(name for name in self.scalars if name in read)
+
+    @property
+    def temporaries(self) -> tuple[str, ...]:
+        names = dict.fromkeys(assignment.name for assignment in self.body)
+        return tuple(name for name in names if name not in self.streams)
+
+
+def scalar_names(spec: Spec) -> tuple[str, ...]:
+    """Names of the host scalars that `spec`'s kernels take, in order: the gradient stage's, then its own."""
+    stage = _returned(Function.parse(_stages.scalars))
+    own = [name for name in _returned(Function.parse(spec.scalars)) if name not in spec.running]
+    if clash := set(stage) & set(own):
+        raise RuleError(f"{spec.name}: scalars {sorted(clash)} are names of the gradient stage")
+    return (*stage, *own)
+
+
+def kernels(spec: Spec) -> list[Kernel]:
+    """Every distinct kernel of `spec`: one for each combination of flags that changes its text."""
+    rule = Function.parse(spec.rule)
+    stage = Function.parse(_stages.rule)
+    scalars = scalar_names(spec)
+    expected = ["p", "g", *spec.states]
+    if rule.arguments[: len(expected)] != expected:
+        raise rule.error(rule.tree, f"must start with the arguments {', '.join(expected)}")
+    for name in rule.arguments[len(expected) :]:
+        if name not in scalars:
+            raise rule.error(rule.tree, f"argument {name!r} is neither a state nor a host scalar")
+    found: dict[str, Kernel] = {}
+    regularizable = "weight_decay" in spec.hypers or "l1" in spec.hypers
+    for regularized, flags in itertools.product((False, True)[: 1 + regularizable], spec.flag_choices()):
+        body = _specialise(stage, {"regularized": regularized}, ["p", "g"])
+        body += _specialise(rule, flags, expected)
+        touched = {assignment.name for assignment in body}.union(*(a.reads() for a in body))
+        states = tuple(name for name in spec.states if name in touched)
+        text = "\n".join(f"{a.name} = {ast.unparse(a.expression)}" for a in body)
+        declared = spec.states_for(flags)
+        if states != declared:
+            raise rule.error(rule.tree, f"with {flags} uses the states {states}, but declares {declared}")
+        found.setdefault(text, Kernel(spec.kernel_name(flags, regularized), states, scalars, tuple(body)))
+    return list(found.values())
+
+
+def _specialise(function: Function, flags: Mapping[str, bool], returned: list[str]) -> list[Assignment]:
+    """The assignments that `function` comes down to under `flags`; check its text on the way."""
+    *statements, last = function.body
+    names = last.value.elts if isinstance(last, ast.Return) and isinstance(last.value, ast.Tuple) else []
+    if [name.id for name in names if isinstance(name, ast.Name)] != [n for n in returned if n != "g"] and [
+        name.id for name in names if isinstance(name, ast.Name)
+    ] != returned:
+        raise function.error(last, f"must end with `return {', '.join(n for n in returned if n != 'g')}`")
+    result: list[Assignment] = []
+    known = set(function.arguments)
+
+    def visit(statements: list[ast.stmt]) -> None:
+        for statement in statements:
+            if isinstance(statement, ast.If):
+                if not (isinstance(statement.test, ast.Name) and statement.test.id in flags):
+                    raise function.error(statement, "`if` is for flags (keyword-only arguments) alone")
+                visit(statement.body if flags[statement.test.id] else statement.orelse)
+                continue
+            target = function.target(statement)
+            assert isinstance(statement, ast.Assign)
+            function.check_expression(statement.value, _RULE_NODES, known)
+            known.add(target)
+            result.append(Assignment(target, statement.value))
+
+    visit(statements)
+    return result
+
+
+def _returned(function: Function) -> list[str]:
+    """Names in the final ``return dict(name=...)`` of a scalars function."""
+    last = function.body[-1]
+    if not (
+        isinstance(last, ast.Return)
+        and isinstance(last.value, ast.Call)
+        and isinstance(last.value.func, ast.Name)
+        and last.value.func.id == "dict"
+        and not last.value.args
+    ):
+        raise function.error(last, "must end with `return dict(name=..., ...)`")
+    return [str(keyword.arg) for keyword in last.value.keywords]
+
+
+# --- NumPy ------------------------------------------------------------------------------------------------
+
+
+class _ToNumPy(ast.NodeTransformer):
+    def visit_IfExp(self, node: ast.IfExp) -> ast.expr:  # noqa: N802
+        self.generic_visit(node)
+        return ast.Call(ast.Name("where", ast.Load()), [node.test, node.body, node.orelse], [])
+
+
+def numpy_source(kernel: Kernel) -> str:
+    """Text of a Python function that evaluates `kernel` on whole arrays, one operation at a time."""
+    lines = [f"def {kernel.name}({', '.join([*kernel.streams, *kernel.used_scalars])}):"]
+    for assignment in kernel.body:
+        expression = _ToNumPy().visit(ast.parse(ast.unparse(assignment.expression), mode="eval").body)
+        lines.append(f"    {assignment.name} = {ast.unparse(expression)}")
+    lines.append(f"    return {', '.join(kernel.stored)},")
+    return "\n".join(lines) + "\n"
+
+
+# --- Cython -----------------------------------------------------------------------------------------------
+
+
+class _ToCython(ast.NodeTransformer):
+    """C names of the functions; float64 literals and pow() in host scalars."""
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:  # noqa: N802
+        self.generic_visit(node)
+        assert isinstance(node.func, ast.Name)
+        return ast.Call(ast.Name(f"{node.func.id}_f32", ast.Load()), node.args, [])
+
+
+class _ToCythonDouble(ast.NodeTransformer):
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:  # noqa: N802
+        self.generic_visit(node)
+        if isinstance(node.op, ast.Pow):
+            return ast.Call(ast.Name("pow", ast.Load()), [node.left, node.right], [])
+        return node
+
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:  # noqa: N802
+        return ast.Constant(float(node.value))
+
+
+def _cython(expression: ast.expr, transformer: type[ast.NodeTransformer]) -> str:
+    copy = ast.parse(ast.unparse(expression), mode="eval").body
+    return ast.unparse(transformer().visit(copy))
+
+
+def _cython_kernel(kernel: Kernel) -> str:
+    """The tile function of `kernel`."""
+    stream_arguments = ", ".join(f"stream {name}_stream" for name in kernel.streams)
+    scalar_arguments = "".join(f", float {name}" for name in kernel.used_scalars)
+    load = [f"{name} = {name}_stream[i]" for name in kernel.streams]
+    compute = [f"{a.name} = {_cython(a.expression, _ToCython)}" for a in kernel.body]
+    store = [f"{name}_stream[i] = {name}" for name in kernel.stored]
+    values = ", ".join([*kernel.streams, *kernel.temporaries])
+    body = "\n".join(f"        {line}" for line in [*load, *compute, *store])
+    positions = {name: kernel.scalars.index(name) for name in kernel.used_scalars}
+    at = ", ".join(f"{name}_stream + at" for name in kernel.streams)
+    passed = "".join(f", {name}" for name in kernel.used_scalars)
+    unpack = "\n".join(
+        [f"    cdef stream {name}_stream = streams[{k}] + start" for k, name in enumerate(kernel.streams)]
+        + [f"    cdef float {name} = scalars[{k}]" for name, k in positions.items()]
+    )
+    prefetch = "\n".join(f"        prefetch_block({name}_stream + at)" for name in kernel.streams)
+    return f"""
+cdef inline void {kernel.name}_span({stream_arguments}, Py_ssize_t n{scalar_arguments}) noexcept nogil:
+    cdef float {values}
+    cdef Py_ssize_t i
+    for i in range(n):
+{body}
+
+
+cdef void {kernel.name}_tile(
+    float* const* streams, Py_ssize_t start, Py_ssize_t n, const float* scalars
+) noexcept nogil:
+{unpack}
+    cdef Py_ssize_t at = 0
+    while at + BLOCK <= n:
+{prefetch}
+        {kernel.name}_span({at}, BLOCK{passed})
+        at += BLOCK
+    {kernel.name}_span({at}, n - at{passed})
+"""
+
+
+def _cython_scalars(spec: Spec) -> str:
+    """The function that computes the host scalars of `spec`."""
+    names = scalar_names(spec)
+    sources = {}
+    lines: list[str] = []
+    slot = 0
+    unpacked: dict[str, list[str]] = {}
+    for name, width in hyper_slots(spec):
+        unpacked[name] = [f"hyper[{slot + k}]" for k in range(width)]
+        slot += width
+    inputs = {"step": "step"}
+    inputs |= {name: f"running[{k}]" for k, name in enumerate(spec.running)}
+    for prefix, function in (("stage_", Function.parse(_stages.scalars)), ("", Function.parse(spec.scalars))):
+        local = [name for name in function.arguments if name != "step"]
+        for name in local:
+            values = unpacked.get(name) or [inputs[name]]
+            if len(values) == 1:
+                lines.append(f"cdef double {prefix}{name} = {values[0]}")
+        known = set(function.arguments)
+        declared = set(local)
+        renamed = {name: f"{prefix}{name}" for name in local}
+        *statements, last = function.body
+        for statement in statements:
+            if (
+                isinstance(statement, ast.Assign)
+                and isinstance(statement.targets[0], ast.Tuple)
+                and isinstance(statement.value, ast.Name)
+            ):
+                pair = unpacked[statement.value.id]
+                for target, value in zip(statement.targets[0].elts, pair, strict=True):
+                    assert isinstance(target, ast.Name)
+                    lines.append(f"cdef double {target.id} = {value}")
+                    known.add(target.id)
+                    declared.add(target.id)
+                continue
+            target_name = function.target(statement)
+            assert isinstance(statement, ast.Assign)
+            function.check_expression(statement.value, _SCALARS_NODES, known)
+            define = "" if target_name in declared else "cdef double "
+            lines.append(f"{define}{target_name} = {_double(statement.value, renamed)}")
+            known.add(target_name)
+            declared.add(target_name)
+        assert isinstance(last, ast.Return) and isinstance(last.value, ast.Call)
+        for keyword in last.value.keywords:
+            function.check_expression(keyword.value, _SCALARS_NODES, known)
+            sources[str(keyword.arg)] = _double(keyword.value, renamed)
+    for k, name in enumerate(names):
+        lines.append(f"scalars[{k}] = <float>({sources[name]})  # {name}")
+    for k, name in enumerate(spec.running):
+        lines.append(f"running[{k}] = {sources[name]}")
+    body = "\n".join(f"    {line}" for line in lines)
+    return f"""
+cdef void {spec.rule_name}_scalars(
+    const double* hyper, double step, double* running, float* scalars
+) noexcept nogil:
+{body}
+"""
+
+
+def _double(expression: ast.expr, renamed: Mapping[str, str]) -> str:
+    copy = ast.parse(ast.unparse(expression), mode="eval").body
+    for node in ast.walk(copy):
+        if isinstance(node, ast.Name):
+            node.id = renamed.get(node.id, node.id)
+    return ast.unparse(_ToCythonDouble().visit(copy))
+
+
+def hyper_slots(spec: Spec) -> list[tuple[str, int]]:
+    """Layout of the float64 hyperparameters that the compiled host scalars read: (name, width)."""
+    own = [(name, spec.hypers[name].kind.slots) for name in spec.scalar_hypers]
+    return [(name, 1) for name in STAGE_HYPERS] + [(n, w) for n, w in own if n not in STAGE_HYPERS]
+
+
+def cython_source(specs: Iterable[Spec], template: Path, isa: str) -> str:
+    """Text of the Cython module that holds the kernels of `specs`, from the template in `kernels/`."""
+    text: list[str] = []
+    table: list[str] = []
+    seen: set[str] = set()
+    for spec in specs:
+        if spec.rule_name in seen:
+            continue
+        seen.add(spec.rule_name)
+        text.append(f"\n# {spec.rule_name}: from {Path(inspect.getfile(spec.rule)).name}\n")
+        text.append(_cython_scalars(spec))
+        for kernel in kernels(spec):
+            text.append(_cython_kernel(kernel))
+            table.append(
+                f"KERNELS[{kernel.name!r}] = make_kernel({kernel.name}_tile, {spec.rule_name}_scalars, "
+                f"{kernel.states!r}, {len(kernel.scalars)})"
+            )
+    source = template.read_text(encoding="utf-8")
+    return source.replace("{{isa}}", isa).replace("{{kernels}}", "\n".join(text)).replace("{{table}}", "\n".join(table))

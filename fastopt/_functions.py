@@ -1,0 +1,135 @@
+"""The text of `fastopt.functional` and `fastopt.reference`: one function an optimizer, equal signatures.
+
+Made from the registry when either module is imported, and at build time into their type stubs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from fastopt import _buffers, _threads, backends
+from fastopt._rule import Spec, registry
+
+
+def define(module: dict[str, Any], backend: ModuleType, dtypes: tuple[type, ...]) -> list[str]:
+    """Put a function for every optimizer into the namespace `module`; return their names."""
+    for name, spec in registry.items():
+        namespace: dict[str, Any] = {"_call": _call, "_spec": spec, "_backend": backend, "_dtypes": dtypes}
+        exec(compile(source(spec, backend.NAME), f"<fastopt {name}>", "exec"), namespace)
+        function: Callable = namespace[name]
+        function.__module__ = module["__name__"]
+        module[name] = function
+    return list(registry)
+
+
+def arguments(spec: Spec) -> tuple[list[str], list[str]]:
+    """Arrays of the function of `spec` that are required, and those that depend on hyperparameters."""
+    required = ["p", "g", *(name for name in spec.states if name not in spec.optional_states), *spec.running]
+    return required, [name for name in spec.states if name in spec.optional_states]
+
+
+def signature(spec: Spec, typed: bool) -> str:
+    """The arguments of the function of `spec`."""
+    required, optional = arguments(spec)
+    array, integer = (": ndarray", ": int") if typed else ("", "")
+    parts = [f"{name}{array}" for name in required]
+    parts += [f"{name}{array} | None = None" if typed else f"{name}=None" for name in optional]
+    parts += ["*", f"step{integer} = 1" if typed else "step=1"]
+    for name, hyper in spec.hypers.items():
+        kind = {float: "float", bool: "bool", tuple: "tuple[float, float]"}[type(hyper.default)]
+        parts.append(f"{name}: {kind} = {hyper.default!r}" if typed else f"{name}={hyper.default!r}")
+    parts.append("n_threads: int | None = None" if typed else "n_threads=None")
+    return ", ".join(parts)
+
+
+def source(spec: Spec, backend: str) -> str:
+    """The function of `spec` as Python text."""
+    required, optional = arguments(spec)
+    arrays = ", ".join(f"{name!r}: {name}" for name in [*required, *optional])
+    hypers = ", ".join(f"{name!r}: {name}" for name in spec.hypers)
+    dtypes = "float32" if backend == "cpu" else "float32 or float64"
+    title = (spec.cls.__doc__ or "").strip().splitlines()[0]
+    words = "\n    ".join(_documentation(spec, backend, dtypes))
+    return f'''def {spec.function}({signature(spec, typed=False)}):
+    """One step of {spec.name} in place. {title}
+
+    {words}
+    """
+    _call(_spec, _backend, _dtypes, {{{arrays}}}, step, {{{hypers}}}, n_threads)
+'''
+
+
+def _documentation(spec: Spec, backend: str, dtypes: str) -> list[str]:
+    required, optional = arguments(spec)
+    states = [name for name in required[2:] if name not in spec.running]
+    lines = ["Parameters", "----------", "p", f"    Parameters: {dtypes}, C-contiguous, of any shape; updated."]
+    lines += ["g", "    Gradient, of the same shape and dtype; only read."]
+    for name in [*states, *optional]:
+        first = spec.states[name]
+        where = f"; needed exactly with {spec.optional_states[name]}" if name in spec.optional_states else ""
+        lines += [name, f"    State, like p; {first} before the first step; updated{where}."]
+    for name, first in spec.running.items():
+        lines += [name, f"    State, float64 with one element; {first} before the first step; updated."]
+    lines += ["step : int >= 1", "    Number of this step; 1 is the first."]
+    lines += ["n_threads : int >= 1 or None", "    Threads at most; None for the process-wide number."]
+    if backend == "reference":
+        lines[-1] += " NumPy uses one."
+    lines += [", ".join(spec.hypers), f"    As for `fastopt.{spec.name}`.", "", "Raises", "------"]
+    lines += ["TypeError, ValueError", "    For arrays and hyperparameters that do not fit; nothing was written then."]
+    return lines
+
+
+def stub(backend: str) -> str:
+    """The type stub of `fastopt.functional` or `fastopt.reference`."""
+    lines = ["from numpy import ndarray", ""]
+    lines += [f"def {spec.function}({signature(spec, typed=True)}) -> None: ..." for spec in registry.values()]
+    return "\n".join([f"# Generated from the registry of optimizers ({backend}).", *lines]) + "\n"
+
+
+def _call(
+    spec: Spec,
+    backend: Any,
+    dtypes: tuple[type, ...],
+    arrays: dict[str, Any],
+    step: int,
+    hypers: dict[str, Any],
+    n_threads: int | None,
+) -> None:
+    """Check everything, then one step."""
+    owner = spec.function
+    values = spec.check(hypers)
+    if isinstance(step, bool) or not isinstance(step, int | np.integer):
+        raise TypeError(f"{owner}: step must be an int, got {_buffers.describe(step)}")
+    if step < 1:
+        raise ValueError(f"{owner}: step must be >= 1, got {step}")
+    if n_threads is not None:
+        _threads.check_n_threads(n_threads)
+    p = arrays["p"]
+    _buffers.check_array(p, f"{owner}: p", dtypes=dtypes)
+    _buffers.check_array(arrays["g"], f"{owner}: g", dtypes=(p.dtype.type,), shape=p.shape, writable=False)
+    needed = spec.states_for(spec.flags(values))
+    for name in spec.states:
+        if name in needed:
+            _buffers.check_array(arrays[name], f"{owner}: state {name!r}", dtypes=(p.dtype.type,), shape=p.shape)
+        elif arrays[name] is not None:
+            raise ValueError(f"{owner}: state {name!r} is not used with {spec.optional_states[name]} off, pass None")
+    running = None
+    for name in spec.running:
+        running = arrays.pop(name)
+        _buffers.check_array(running, f"{owner}: {name}", dtypes=(np.float64,))
+        if running.size != 1:
+            raise ValueError(f"{owner}: {name} must have one element, got shape {running.shape}")
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    names = [*arrays, *spec.running]
+    overlap = backends.engine().Ranges([*arrays.values(), *([running] if running is not None else [])])
+    found = overlap.first_overlap()
+    if found is not None:
+        raise ValueError(f"{owner}: {names[found[0]]} and {names[found[1]]} overlap in memory")
+    if not backend.run_once(spec, arrays, running, int(step), values, n_threads):
+        text = re.sub(r"[{}']", "", str(values))
+        raise ValueError(f"{owner}: at step {step} the hyperparameters {text} give a factor outside float32's range")

@@ -1,0 +1,48 @@
+"""What was built and what runs here."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from fastopt import _threads, backends
+
+__version__ = "0.1.0"
+
+
+class Info(TypedDict):
+    """The result of `info`."""
+
+    version: str
+    isa: str
+    isas: list[str]
+    n_threads: int
+    openmp: bool
+    backends: list[str]
+
+
+def info() -> Info:
+    """What was built and what runs here.
+
+    Returns
+    -------
+    dict
+        ``version``; ``isa``, the instruction set in use, and ``isas``, those that were built and run on this
+        processor; ``n_threads``, threads of a step at most; ``openmp``, whether steps can use more than one;
+        ``backends``, their names.
+
+    Examples
+    --------
+    >>> import fastopt
+    >>> sorted(fastopt.info())
+    ['backends', 'isa', 'isas', 'n_threads', 'openmp', 'version']
+    """
+    from fastopt.backends import cpu
+
+    return {
+        "version": __version__,
+        "isa": cpu.isa(),
+        "isas": list(cpu.available_isas()),
+        "n_threads": _threads.get_num_threads(),
+        "openmp": backends.engine().OPENMP,
+        "backends": list(backends.NAMES),
+    }

@@ -1,0 +1,234 @@
+"""What an optimizer is made of: hyperparameters with bounds, states, a rule, host scalars, a reference.
+
+The registry of optimizers lives here too. Loops, buffers and kernels do not.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import numbers
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+
+# The functions that a rule may call, under the names it calls them by. The generators know them by
+# name; imported from here, a rule is also plain Python that runs on NumPy arrays.
+sqrt = np.sqrt
+sign = np.sign
+fabs = np.fabs
+maximum = np.maximum
+minimum = np.minimum
+copysign = np.copysign
+
+_FLOAT32 = np.finfo(np.float32)
+_LARGEST = float(_FLOAT32.max)
+_SMALLEST_NORMAL = float(_FLOAT32.tiny)
+
+
+@dataclass(frozen=True)
+class Real:
+    """A real hyperparameter: a finite float32 between two bounds."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    slots = 1
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"{'>' if self.low_open else '>='} {self.low:g}"
+        return f"in {'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
+
+    def check(self, owner: str, name: str, value: Any) -> float:
+        """Return `value` as a float, or raise TypeError or ValueError."""
+        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{owner}: {name} must be a real number, got {_describe(value)}")
+        result = float(value)
+        below = result <= self.low if self.low_open else result < self.low
+        above = result >= self.high if self.high_open else result > self.high
+        if math.isnan(result) or below or above:
+            raise ValueError(f"{owner}: {name} must be {self}, got {value!r}")
+        if abs(result) > _LARGEST:
+            raise ValueError(f"{owner}: {name} must be a finite float32, got {value!r}")
+        if 0 < abs(result) < _SMALLEST_NORMAL:
+            raise ValueError(
+                f"{owner}: {name} must be 0 or at least {_SMALLEST_NORMAL:.4g}, the smallest normal float32, "
+                f"got {value!r}"
+            )
+        return result
+
+    def flatten(self, value: float) -> tuple[float, ...]:
+        return (value,)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two reals, as `betas`."""
+
+    first: Real
+    second: Real
+
+    slots = 2
+
+    def __str__(self) -> str:
+        return f"both {self.first}" if self.first == self.second else f"{self.first}, {self.second}"
+
+    def check(self, owner: str, name: str, value: Any) -> tuple[float, float]:
+        """Return `value` as a tuple of two floats, or raise TypeError or ValueError."""
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise TypeError(f"{owner}: {name} must be a tuple of two real numbers, got {_describe(value)}")
+        return (
+            self.first.check(owner, f"{name}[0]", value[0]),
+            self.second.check(owner, f"{name}[1]", value[1]),
+        )
+
+    def flatten(self, value: tuple[float, float]) -> tuple[float, ...]:
+        return value
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A boolean hyperparameter."""
+
+    slots = 1
+
+    def __str__(self) -> str:
+        return "True or False"
+
+    def check(self, owner: str, name: str, value: Any) -> bool:
+        """Return `value` as a bool, or raise TypeError."""
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{owner}: {name} must be a bool, got {_describe(value)}")
+        return bool(value)
+
+    def flatten(self, value: bool) -> tuple[float, ...]:
+        return (float(value),)
+
+
+Kind = Real | Pair | Switch
+
+_FRACTION = Real(0.0, 1.0, high_open=True)
+AnyReal = Annotated[float, Real()]
+NonNegative = Annotated[float, Real(0.0)]
+Fraction = Annotated[float, Real(0.0, 1.0)]
+Betas = Annotated[tuple[float, float], Pair(_FRACTION, _FRACTION)]
+Flag = Annotated[bool, Switch()]
+
+
+def _describe(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """One hyperparameter: its kind (type and bounds), its default and how its type is written."""
+
+    kind: Kind
+    default: Any
+    annotation: str
+
+
+class Spec:
+    """Everything that the engine, the generators, the tests and the documentation know of one optimizer.
+
+    Read once from the class: hyperparameters from the signature of its ``__init__``, the rest from its
+    attributes ``states``, ``running``, ``flags``, ``scalars``, ``rule`` and ``reference``.
+    """
+
+    def __init__(self, cls: type) -> None:
+        self.cls = cls
+        self.name = cls.__name__
+        self.function = self.name.lower()
+        """Name in `fastopt.functional` and `fastopt.reference`."""
+        self.rule: Callable = cls.rule
+        self.scalars: Callable = cls.scalars
+        self.reference: Callable = cls.reference
+        self.rule_name = next(base.__name__.lower() for base in cls.__mro__ if "rule" in vars(base))
+        """The rule's name in the compiled kernels: that of the optimizer that defines it."""
+        self.states: Mapping[str, float | str] = dict(cls.states)
+        """State arrays; the initial value of each, or the name of the hyperparameter that gives it."""
+        self.optional_states: Mapping[str, str] = dict(cls.optional_states)
+        """States that only a flag of the rule needs: state -> flag."""
+        self.running: Mapping[str, float] = dict(cls.running)
+        """Float64 scalars that a tensor carries from step to step, with their initial values."""
+        hints = typing.get_type_hints(cls.__init__, include_extras=True)
+        self.hypers: Mapping[str, Hyper] = {
+            name: Hyper(kind, parameter.default, str(parameter.annotation))
+            for name, parameter in inspect.signature(cls.__init__).parameters.items()
+            if (kind := _kind(hints.get(name))) is not None
+        }
+        self.scalar_hypers = tuple(n for n in inspect.signature(cls.scalars).parameters if n in self.hypers)
+        """Hyperparameters that `scalars` takes, in its order."""
+        self.flag_names = tuple(
+            name
+            for name, parameter in inspect.signature(cls.rule).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        )
+
+    def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the hyperparameters `values`, normalised, or raise TypeError or ValueError."""
+        checked = {name: hyper.kind.check(self.name, name, values[name]) for name, hyper in self.hypers.items()}
+        self.cls.check_together(**{n: checked[n] for n in inspect.signature(self.cls.check_together).parameters})
+        return checked
+
+    def flags(self, values: Mapping[str, Any]) -> dict[str, bool]:
+        """Flags of the rule that the hyperparameters `values` ask for."""
+        derived = self.cls.flags(**{n: values[n] for n in inspect.signature(self.cls.flags).parameters})
+        return {name: bool(derived[name] if name in derived else values[name]) for name in self.flag_names}
+
+    def states_for(self, flags: Mapping[str, bool]) -> tuple[str, ...]:
+        """State arrays that the rule uses under `flags`."""
+        return tuple(n for n in self.states if flags.get(self.optional_states.get(n, ""), True))
+
+    def kernel_name(self, flags: Mapping[str, bool], regularized: bool) -> str:
+        """Name of the kernel that computes the rule under `flags`, its gradient stage regularized or not."""
+        on = [name for name in self.flag_names if flags[name]] + ["regularized"] * regularized
+        return "_".join([self.rule_name, *on])
+
+    def flag_choices(self) -> list[dict[str, bool]]:
+        """Every combination of the rule's flags, all off first."""
+        choices = itertools.product((False, True), repeat=len(self.flag_names))
+        return [dict(zip(self.flag_names, choice, strict=True)) for choice in choices]
+
+    def stage_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Hyperparameters of the gradient stage (see `fastopt._stages`) for `values`."""
+        decoupled = values.get("decoupled_weight_decay", self.cls.decoupled_weight_decay)
+        return {
+            "lr": values["lr"],
+            "weight_decay": values.get("weight_decay", 0.0),
+            "decoupled": bool(decoupled),
+            "l1": values.get("l1", 0.0),
+            "maximize": values.get("maximize", False),
+        }
+
+    def initial(self, state: str, values: Mapping[str, Any]) -> float:
+        """Initial value of every element of `state` under the hyperparameters `values`."""
+        value = self.states[state]
+        return float(values[value] if isinstance(value, str) else value)
+
+
+def _kind(annotation: Any) -> Kind | None:
+    for extra in getattr(annotation, "__metadata__", ()):
+        if isinstance(extra, Real | Pair | Switch):
+            return extra
+    return None
+
+
+registry: dict[str, Spec] = {}
+"""Every optimizer of fastopt by the name of its function: ``registry["adamw"].cls is fastopt.AdamW``."""
+
+
+def register(cls: type) -> type:
+    """Put the optimizer `cls` into the registry (a class decorator)."""
+    spec = Spec(cls)
+    cls.spec = spec  # type: ignore[attr-defined]
+    registry[spec.function] = spec
+    return cls

@@ -1,0 +1,91 @@
+"""The compiled kernels: which instruction set to run, and the way from an optimizer to the engine."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from typing import Any
+
+import numpy as np
+
+from fastopt import _threads, backends
+
+NAME = "cpu"
+ISAS = {"baseline": 1, "x86-64-v3": 3, "x86-64-v4": 4}
+"""Instruction sets by the names that FASTOPT_ISA takes, with the x86-64 level that each needs."""
+
+
+def _module(isa: str) -> str:
+    return f"fastopt.backends._kernels_{isa.replace('-', '_')}"
+
+
+@functools.cache
+def available_isas() -> tuple[str, ...]:
+    """Instruction sets that were built and that this processor runs, the widest last."""
+    level = backends.engine().cpu_level()
+    return tuple(
+        isa for isa, needs in ISAS.items() if needs <= level and importlib.util.find_spec(_module(isa)) is not None
+    )
+
+
+def isa() -> str:
+    """The instruction set in use: FASTOPT_ISA, or the widest available.
+
+    Raises
+    ------
+    ValueError
+        If FASTOPT_ISA names one that is not available.
+    """
+    asked = os.environ.get("FASTOPT_ISA")
+    if not asked:
+        return available_isas()[-1]
+    if asked not in available_isas():
+        raise ValueError(f"FASTOPT_ISA must be one of {', '.join(available_isas())} here, got {asked!r}")
+    return asked
+
+
+@functools.cache
+def _load(isa: str) -> dict[str, Any]:
+    return importlib.import_module(_module(isa)).KERNELS
+
+
+def kernels() -> dict[str, Any]:
+    """The compiled kernels of the instruction set in use: name -> (capsule, states, number of scalars)."""
+    return _load(isa())
+
+
+def _after_fork() -> None:
+    backends.engine().mark_forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def make_plan(optimizer: Any) -> Any:
+    """The engine's prebuilt step of `optimizer`."""
+    n_threads = _threads.get_num_threads()  # sets the engine's default
+    plan = backends.engine().Plan(optimizer, kernels())
+    plan.n_threads = optimizer.n_threads or 0
+    return plan if n_threads else None
+
+
+def run_once(
+    spec: Any,
+    arrays: dict[str, np.ndarray],
+    running: np.ndarray | None,
+    step: int,
+    values: dict[str, Any],
+    n_threads: int | None,
+) -> bool:
+    """One step of `spec` on the checked arrays p, g and states; False if a host scalar leaves float32."""
+    from fastopt._optimizer import kernel_and_hypers
+
+    name, hyper = kernel_and_hypers(spec, values)
+    capsule, states, _ = kernels()[name]
+    streams = [arrays["p"], arrays["g"], *(arrays[state] for state in states)]
+    return backends.engine().run_once(
+        capsule, streams, hyper, step, running, n_threads or _threads.get_num_threads()
+    )

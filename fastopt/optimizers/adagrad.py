@@ -1,0 +1,71 @@
+"""Adagrad."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._rule import Flag, NonNegative, register, sqrt
+
+
+@register
+class Adagrad(Optimizer):
+    r"""Adagrad: every parameter's step shrinks with the sum of its squared gradients.
+
+    .. math::
+        s_t &= s_{t-1} + g_t^2 \\
+        p_t &= p_{t-1} - \frac{\gamma}{1 + (t-1)\,\text{lr\_decay}} \frac{g_t}{\sqrt{s_t} + \epsilon}
+
+    Parameters
+    ----------
+    params
+        One float32 array, a sequence or a dict of them, or a list of param groups.
+    lr : float >= 0, default 1e-2
+        Learning rate (gamma).
+    lr_decay : float >= 0, default 0
+        Decay of the learning rate.
+    weight_decay : float >= 0, default 0
+        L2 penalty, added to the gradient.
+    initial_accumulator_value : float >= 0, default 0
+        Value of the state `sum` before the first step.
+    eps : float >= 0, default 1e-10
+        Added to the denominator.
+
+    References
+    ----------
+    Duchi, Hazan, Singer: Adaptive subgradient methods for online learning and stochastic optimization,
+    JMLR 2011.
+    """
+
+    states = {"sum": "initial_accumulator_value"}
+
+    def __init__(
+        self,
+        params: Params | None = None,
+        lr: NonNegative = 1e-2,
+        lr_decay: NonNegative = 0.0,
+        weight_decay: NonNegative = 0.0,
+        initial_accumulator_value: NonNegative = 0.0,
+        eps: NonNegative = 1e-10,
+        *,
+        maximize: Flag = False,
+        l1: NonNegative = 0.0,
+        n_threads: int | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def scalars(step, lr, lr_decay, eps):
+        return dict(step_size=lr / (1 + (step - 1) * lr_decay), eps=eps)
+
+    @staticmethod
+    def rule(p, g, sum, step_size, eps):
+        sum = sum + g * g
+        p = p - step_size * g / (sqrt(sum) + eps)
+        return p, sum
+
+    @staticmethod
+    def reference(p, g, sum, *, step, lr, lr_decay, eps):
+        s = sum + np.square(g)
+        return p - lr / (1 + (step - 1) * lr_decay) * (g / (np.sqrt(s) + eps)), s

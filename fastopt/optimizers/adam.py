@@ -1,0 +1,113 @@
+"""Adam, with AMSGrad and with decoupled weight decay (AdamW is a name for that)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._rule import Betas, Flag, NonNegative, maximum, register, sqrt
+
+
+@register
+class Adam(Optimizer):
+    r"""Adam: a running mean of the gradient over the root of a running mean of its square.
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
+        v_t &= \beta_2 v_{t-1} + (1 - \beta_2) g_t^2 \\
+        p_t &= p_{t-1} - \gamma \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
+
+    Parameters
+    ----------
+    params
+        One float32 array, a sequence or a dict of them, or a list of param groups.
+    lr : float >= 0, default 1e-3
+        Learning rate (gamma).
+    betas : (float, float), both in [0, 1), default (0.9, 0.999)
+        Decay of the two running means.
+    eps : float >= 0, default 1e-8
+        Added to the denominator.
+    weight_decay : float >= 0, default 0
+        L2 penalty, added to the gradient; with `decoupled_weight_decay`, AdamW's.
+    amsgrad : bool, default False
+        Take the largest :math:`v` seen so far in the denominator.
+    decoupled_weight_decay : bool, default False
+        Shrink the parameter by ``1 - lr * weight_decay`` instead, which makes this `AdamW`.
+
+    References
+    ----------
+    Kingma, Ba: Adam: a method for stochastic optimization, arXiv:1412.6980; amsgrad: Reddi, Kale, Kumar:
+    On the convergence of Adam and beyond, ICLR 2018.
+    """
+
+    states = {"exp_avg": 0.0, "exp_avg_sq": 0.0, "max_exp_avg_sq": 0.0}
+    optional_states = {"max_exp_avg_sq": "amsgrad"}
+
+    def __init__(
+        self,
+        params: Params | None = None,
+        lr: NonNegative = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        amsgrad: Flag = False,
+        *,
+        maximize: Flag = False,
+        decoupled_weight_decay: Flag = False,
+        l1: NonNegative = 0.0,
+        n_threads: int | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def scalars(step, lr, betas, eps):
+        beta1, beta2 = betas
+        return dict(
+            beta1=beta1,
+            one_minus_beta1=1 - beta1,
+            beta2=beta2,
+            one_minus_beta2=1 - beta2,
+            step_size=lr / (1 - beta1**step),
+            root_scale=1 / sqrt(1 - beta2**step),
+            eps=eps,
+        )
+
+    @staticmethod
+    def rule(
+        p,
+        g,
+        exp_avg,
+        exp_avg_sq,
+        max_exp_avg_sq,
+        beta1,
+        one_minus_beta1,
+        beta2,
+        one_minus_beta2,
+        step_size,
+        root_scale,
+        eps,
+        *,
+        amsgrad,
+    ):
+        exp_avg = beta1 * exp_avg + one_minus_beta1 * g
+        exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * g * g
+        if amsgrad:
+            max_exp_avg_sq = maximum(max_exp_avg_sq, exp_avg_sq)
+            denominator = sqrt(max_exp_avg_sq) * root_scale + eps
+        else:
+            denominator = sqrt(exp_avg_sq) * root_scale + eps
+        p = p - step_size * exp_avg / denominator
+        return p, exp_avg, exp_avg_sq, max_exp_avg_sq
+
+    @staticmethod
+    def reference(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, *, step, lr, betas, eps, amsgrad):
+        beta1, beta2 = betas
+        m = beta1 * exp_avg + (1 - beta1) * g
+        v = beta2 * exp_avg_sq + (1 - beta2) * np.square(g)
+        largest_v = v
+        if amsgrad:
+            largest_v = max_exp_avg_sq = np.maximum(max_exp_avg_sq, v)
+        m_hat = m / (1 - beta1**step)
+        v_hat = largest_v / (1 - beta2**step)
+        return p - lr * m_hat / (np.sqrt(v_hat) + eps), m, v, max_exp_avg_sq

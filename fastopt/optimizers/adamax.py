@@ -1,0 +1,80 @@
+"""Adamax."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._rule import Betas, Flag, NonNegative, fabs, maximum, register
+
+
+@register
+class Adamax(Optimizer):
+    r"""Adamax: Adam with the infinity norm in place of the second moment.
+
+    .. math::
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
+        u_t &= \max(\beta_2 u_{t-1}, |g_t| + \epsilon) \\
+        p_t &= p_{t-1} - \frac{\gamma}{1 - \beta_1^t} \frac{m_t}{u_t}
+
+    The place of :math:`\epsilon` is torch's; the paper has none.
+
+    Parameters
+    ----------
+    params
+        One float32 array, a sequence or a dict of them, or a list of param groups.
+    lr : float >= 0, default 2e-3
+        Learning rate (gamma).
+    betas : (float, float), both in [0, 1), default (0.9, 0.999)
+        Decay of the running mean and of the infinity norm.
+    eps : float >= 0, default 1e-8
+        Added to the gradient's absolute value.
+    weight_decay : float >= 0, default 0
+        L2 penalty, added to the gradient.
+
+    References
+    ----------
+    Kingma, Ba: Adam: a method for stochastic optimization, arXiv:1412.6980, section 7.
+    """
+
+    states = {"exp_avg": 0.0, "exp_inf": 0.0}
+
+    def __init__(
+        self,
+        params: Params | None = None,
+        lr: NonNegative = 2e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        *,
+        maximize: Flag = False,
+        l1: NonNegative = 0.0,
+        n_threads: int | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def scalars(step, lr, betas, eps):
+        beta1, beta2 = betas
+        return dict(
+            beta1=beta1,
+            one_minus_beta1=1 - beta1,
+            beta2=beta2,
+            step_size=lr / (1 - beta1**step),
+            eps=eps,
+        )
+
+    @staticmethod
+    def rule(p, g, exp_avg, exp_inf, beta1, one_minus_beta1, beta2, step_size, eps):
+        exp_avg = beta1 * exp_avg + one_minus_beta1 * g
+        exp_inf = maximum(beta2 * exp_inf, fabs(g) + eps)
+        p = p - step_size * exp_avg / exp_inf
+        return p, exp_avg, exp_inf
+
+    @staticmethod
+    def reference(p, g, exp_avg, exp_inf, *, step, lr, betas, eps):
+        beta1, beta2 = betas
+        m = beta1 * exp_avg + (1 - beta1) * g
+        u = np.maximum(beta2 * exp_inf, np.abs(g) + eps)
+        return p - lr / (1 - beta1**step) * (m / u), m, u

@@ -1,0 +1,78 @@
+"""Averaged stochastic gradient descent."""
+
+from __future__ import annotations
+
+from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._rule import AnyReal, Flag, NonNegative, register
+
+
+@register
+class ASGD(Optimizer):
+    r"""Averaged SGD: SGD with a decaying step, and a running mean `ax` of the parameters.
+
+    .. math::
+        \eta_t &= \gamma / (1 + \lambda \gamma (t - 1))^\alpha \\
+        p_t &= (1 - \lambda \eta_t) p_{t-1} - \eta_t g_t \\
+        \mu_t &= 1 / \max(1, t - 1 - t_0) \\
+        a_t &= a_{t-1} + \mu_t (p_t - a_{t-1})
+
+    Torch keeps :math:`\eta` and :math:`\mu` of the next step as state, so that there a changed `lr`
+    counts one step late; here both follow from the step count, and it counts at once.
+
+    Parameters
+    ----------
+    params
+        One float32 array, a sequence or a dict of them, or a list of param groups.
+    lr : float >= 0, default 1e-2
+        Learning rate (gamma).
+    lambd : float >= 0, default 1e-4
+        Decay term (lambda).
+    alpha : float, default 0.75
+        Power of the decay of the step.
+    t0 : float, default 1e6
+        Step at which the averaging starts; until then `ax` is a copy of the parameter.
+    weight_decay : float >= 0, default 0
+        L2 penalty, added to the gradient.
+
+    References
+    ----------
+    Polyak, Juditsky: Acceleration of stochastic approximation by averaging, 1992; the schedule of the
+    step is Bottou's.
+    """
+
+    states = {"ax": 0.0}
+
+    def __init__(
+        self,
+        params: Params | None = None,
+        lr: NonNegative = 1e-2,
+        lambd: NonNegative = 1e-4,
+        alpha: AnyReal = 0.75,
+        t0: AnyReal = 1e6,
+        weight_decay: NonNegative = 0.0,
+        *,
+        maximize: Flag = False,
+        l1: NonNegative = 0.0,
+        n_threads: int | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def scalars(step, lr, lambd, alpha, t0):
+        eta = lr / (1 + lambd * lr * (step - 1)) ** alpha
+        mu = 1 / (step - 1 - t0) if step - 1 - t0 > 1 else 1
+        return dict(eta=eta, shrink=1 - lambd * eta, mu=mu, one_minus_mu=1 - mu)
+
+    @staticmethod
+    def rule(p, g, ax, eta, shrink, mu, one_minus_mu):
+        p = shrink * p - eta * g
+        ax = one_minus_mu * ax + mu * p
+        return p, ax
+
+    @staticmethod
+    def reference(p, g, ax, *, step, lr, lambd, alpha, t0):
+        eta = lr / (1 + lambd * lr * (step - 1)) ** alpha
+        mu = 1 / max(1, step - 1 - t0)
+        p = (1 - lambd * eta) * p - eta * g
+        return p, ax + mu * (p - ax)

@@ -1,0 +1,70 @@
+"""Lion."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._rule import Betas, Flag, NonNegative, register, sign
+
+
+@register
+class Lion(Optimizer):
+    r"""Lion: the sign of an interpolated momentum, with decoupled weight decay.
+
+    .. math::
+        c_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
+        p_t &= (1 - \gamma \lambda) p_{t-1} - \gamma \operatorname{sign}(c_t) \\
+        m_t &= \beta_2 m_{t-1} + (1 - \beta_2) g_t
+
+    :math:`\operatorname{sign}(0) = 0`: a zero gradient and a zero state move nothing.
+
+    Parameters
+    ----------
+    params
+        One float32 array, a sequence or a dict of them, or a list of param groups.
+    lr : float >= 0, default 1e-4
+        Learning rate (gamma).
+    betas : (float, float), both in [0, 1), default (0.9, 0.99)
+        Weight of the momentum in the update, and its decay.
+    weight_decay : float >= 0, default 0
+        Weight decay (lambda), decoupled from the gradient.
+
+    References
+    ----------
+    Chen et al.: Symbolic discovery of optimization algorithms, arXiv:2302.06675.
+    """
+
+    states = {"exp_avg": 0.0}
+    decoupled_weight_decay = True
+
+    def __init__(
+        self,
+        params: Params | None = None,
+        lr: NonNegative = 1e-4,
+        betas: Betas = (0.9, 0.99),
+        weight_decay: NonNegative = 0.0,
+        *,
+        maximize: Flag = False,
+        l1: NonNegative = 0.0,
+        n_threads: int | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def scalars(step, lr, betas):
+        beta1, beta2 = betas
+        return dict(lr=lr, beta1=beta1, one_minus_beta1=1 - beta1, beta2=beta2, one_minus_beta2=1 - beta2)
+
+    @staticmethod
+    def rule(p, g, exp_avg, lr, beta1, one_minus_beta1, beta2, one_minus_beta2):
+        p = p - lr * sign(beta1 * exp_avg + one_minus_beta1 * g)
+        exp_avg = beta2 * exp_avg + one_minus_beta2 * g
+        return p, exp_avg
+
+    @staticmethod
+    def reference(p, g, exp_avg, *, step, lr, betas):
+        beta1, beta2 = betas
+        c = beta1 * exp_avg + (1 - beta1) * g
+        return p - lr * np.sign(c), beta2 * exp_avg + (1 - beta2) * g

@@ -1,0 +1,65 @@
+"""Momentum in the classical velocity form."""
+
+from __future__ import annotations
+
+from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._rule import NonNegative, register, Flag
+
+
+@register
+class Momentum(Optimizer):
+    r"""Classical momentum: a velocity that carries the learning rate.
+
+    .. math::
+        v_t &= \mu v_{t-1} - \gamma g_t \\
+        p_t &= p_{t-1} + v_t
+
+    With a constant `lr` the parameters follow `SGD(momentum=...)`; when `lr` changes, the velocity keeps
+    what earlier steps put into it.
+
+    Parameters
+    ----------
+    params
+        One float32 array, a sequence or a dict of them, or a list of param groups.
+    lr : float >= 0, default 1e-3
+        Learning rate (gamma).
+    momentum : float >= 0, default 0.9
+        Momentum factor (mu).
+    weight_decay : float >= 0, default 0
+        L2 penalty, added to the gradient.
+
+    References
+    ----------
+    Polyak: Some methods of speeding up the convergence of iteration methods, 1964.
+    """
+
+    states = {"velocity": 0.0}
+
+    def __init__(
+        self,
+        params: Params | None = None,
+        lr: NonNegative = 1e-3,
+        momentum: NonNegative = 0.9,
+        weight_decay: NonNegative = 0.0,
+        *,
+        maximize: Flag = False,
+        l1: NonNegative = 0.0,
+        n_threads: int | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def scalars(step, lr, momentum):
+        return dict(lr=lr, momentum=momentum)
+
+    @staticmethod
+    def rule(p, g, velocity, lr, momentum):
+        velocity = momentum * velocity - lr * g
+        p = p + velocity
+        return p, velocity
+
+    @staticmethod
+    def reference(p, g, velocity, *, step, lr, momentum):
+        v = momentum * velocity - lr * g
+        return p + v, v

@@ -1,0 +1,115 @@
+"""NAdam: Adam with Nesterov momentum."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._rule import Betas, Flag, NonNegative, register, sqrt
+
+
+@register
+class NAdam(Optimizer):
+    r"""NAdam: Adam with Nesterov momentum and a schedule for it.
+
+    .. math::
+        \mu_t &= \beta_1 (1 - \tfrac12\, 0.96^{t \psi}) \\
+        \hat m_t &= \frac{\mu_{t+1} m_t}{1 - \prod_{i=1}^{t+1} \mu_i}
+                  + \frac{(1 - \mu_t) g_t}{1 - \prod_{i=1}^{t} \mu_i} \\
+        p_t &= p_{t-1} - \gamma \frac{\hat m_t}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
+
+    with Adam's running means :math:`m` and :math:`v`. The product of the :math:`\mu_i` is carried in
+    float64 as `mu_product`, one number a tensor.
+
+    Parameters
+    ----------
+    params
+        One float32 array, a sequence or a dict of them, or a list of param groups.
+    lr : float >= 0, default 2e-3
+        Learning rate (gamma).
+    betas : (float, float), both in [0, 1), default (0.9, 0.999)
+        Decay of the two running means.
+    eps : float >= 0, default 1e-8
+        Added to the denominator.
+    weight_decay : float >= 0, default 0
+        L2 penalty, added to the gradient; with `decoupled_weight_decay`, AdamW's.
+    momentum_decay : float >= 0, default 4e-3
+        Decay of the momentum's schedule (psi).
+    decoupled_weight_decay : bool, default False
+        Shrink the parameter by ``1 - lr * weight_decay`` instead.
+
+    References
+    ----------
+    Dozat: Incorporating Nesterov momentum into Adam, ICLR 2016 workshop.
+    """
+
+    states = {"exp_avg": 0.0, "exp_avg_sq": 0.0}
+    running = {"mu_product": 1.0}
+
+    def __init__(
+        self,
+        params: Params | None = None,
+        lr: NonNegative = 2e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        momentum_decay: NonNegative = 4e-3,
+        decoupled_weight_decay: Flag = False,
+        *,
+        maximize: Flag = False,
+        l1: NonNegative = 0.0,
+        n_threads: int | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def scalars(step, mu_product, lr, betas, eps, momentum_decay):
+        beta1, beta2 = betas
+        mu = beta1 * (1 - 0.5 * 0.96 ** (step * momentum_decay))
+        next_mu = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * momentum_decay))
+        mu_product = mu_product * mu
+        return dict(
+            mu_product=mu_product,
+            beta1=beta1,
+            one_minus_beta1=1 - beta1,
+            beta2=beta2,
+            one_minus_beta2=1 - beta2,
+            grad_size=lr * (1 - mu) / (1 - mu_product),
+            step_size=lr * next_mu / (1 - mu_product * next_mu),
+            root_scale=1 / sqrt(1 - beta2**step),
+            eps=eps,
+        )
+
+    @staticmethod
+    def rule(
+        p,
+        g,
+        exp_avg,
+        exp_avg_sq,
+        beta1,
+        one_minus_beta1,
+        beta2,
+        one_minus_beta2,
+        grad_size,
+        step_size,
+        root_scale,
+        eps,
+    ):
+        exp_avg = beta1 * exp_avg + one_minus_beta1 * g
+        exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * g * g
+        denominator = sqrt(exp_avg_sq) * root_scale + eps
+        p = p - (step_size * exp_avg + grad_size * g) / denominator
+        return p, exp_avg, exp_avg_sq
+
+    @staticmethod
+    def reference(p, g, exp_avg, exp_avg_sq, mu_product, *, step, lr, betas, eps, momentum_decay):
+        beta1, beta2 = betas
+        mu = beta1 * (1 - 0.96 ** (step * momentum_decay) / 2)
+        next_mu = beta1 * (1 - 0.96 ** ((step + 1) * momentum_decay) / 2)
+        mu_product = mu_product * mu
+        m = beta1 * exp_avg + (1 - beta1) * g
+        v = beta2 * exp_avg_sq + (1 - beta2) * np.square(g)
+        m_hat = next_mu / (1 - mu_product * next_mu) * m + (1 - mu) / (1 - mu_product) * g
+        v_hat = v / (1 - beta2**step)
+        return p - lr * m_hat / (np.sqrt(v_hat) + eps), m, v, mu_product

@@ -1,0 +1,123 @@
+"""RAdam: Adam with a rectified variance."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._rule import Betas, Flag, NonNegative, register, sqrt
+
+
+@register
+class RAdam(Optimizer):
+    r"""RAdam: Adam whose adaptive step is rectified while its variance is not yet tractable.
+
+    .. math::
+        \rho_\infty &= 2 / (1 - \beta_2) - 1, \quad
+        \rho_t = \rho_\infty - 2 t \beta_2^t / (1 - \beta_2^t) \\
+        r_t &= \sqrt{\frac{(\rho_t - 4)(\rho_t - 2) \rho_\infty}
+                        {(\rho_\infty - 4)(\rho_\infty - 2) \rho_t}} \\
+        p_t &= p_{t-1} - \gamma \frac{m_t}{1 - \beta_1^t} \cdot
+        \begin{cases}
+            r_t \sqrt{1 - \beta_2^t} / (\sqrt{v_t} + \epsilon) & \rho_t > 5 \\
+            1 & \text{otherwise}
+        \end{cases}
+
+    with Adam's running means :math:`m` and :math:`v`. The bound 5 and the place of :math:`\epsilon` are
+    torch's; the paper has 4.
+
+    Parameters
+    ----------
+    params
+        One float32 array, a sequence or a dict of them, or a list of param groups.
+    lr : float >= 0, default 1e-3
+        Learning rate (gamma).
+    betas : (float, float), both in [0, 1), default (0.9, 0.999)
+        Decay of the two running means.
+    eps : float >= 0, default 1e-8
+        Added to the denominator.
+    weight_decay : float >= 0, default 0
+        L2 penalty, added to the gradient; with `decoupled_weight_decay`, AdamW's.
+    decoupled_weight_decay : bool, default False
+        Shrink the parameter by ``1 - lr * weight_decay`` instead.
+
+    References
+    ----------
+    Liu, Jiang, He, Chen, Liu, Gao, Han: On the variance of the adaptive learning rate and beyond,
+    arXiv:1908.03265.
+    """
+
+    states = {"exp_avg": 0.0, "exp_avg_sq": 0.0}
+
+    def __init__(
+        self,
+        params: Params | None = None,
+        lr: NonNegative = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        decoupled_weight_decay: Flag = False,
+        *,
+        maximize: Flag = False,
+        l1: NonNegative = 0.0,
+        n_threads: int | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def scalars(step, lr, betas, eps):
+        beta1, beta2 = betas
+        correction2 = 1 - beta2**step
+        rho_inf = 2 / (1 - beta2) - 1
+        rho = rho_inf - 2 * step * beta2**step / correction2
+        rectified = 1 if rho > 5 else 0
+        rectification = (
+            sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)) if rho > 5 else 1
+        )
+        return dict(
+            beta1=beta1,
+            one_minus_beta1=1 - beta1,
+            beta2=beta2,
+            one_minus_beta2=1 - beta2,
+            step_size=lr / (1 - beta1**step) * rectification * (sqrt(correction2) if rho > 5 else 1),
+            rectified=rectified,
+            eps=eps,
+            zero=0,
+            one=1,
+        )
+
+    @staticmethod
+    def rule(
+        p,
+        g,
+        exp_avg,
+        exp_avg_sq,
+        beta1,
+        one_minus_beta1,
+        beta2,
+        one_minus_beta2,
+        step_size,
+        rectified,
+        eps,
+        zero,
+        one,
+    ):
+        exp_avg = beta1 * exp_avg + one_minus_beta1 * g
+        exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * g * g
+        denominator = sqrt(exp_avg_sq) + eps if rectified > zero else one
+        p = p - step_size * exp_avg / denominator
+        return p, exp_avg, exp_avg_sq
+
+    @staticmethod
+    def reference(p, g, exp_avg, exp_avg_sq, *, step, lr, betas, eps):
+        beta1, beta2 = betas
+        m = beta1 * exp_avg + (1 - beta1) * g
+        v = beta2 * exp_avg_sq + (1 - beta2) * np.square(g)
+        m_hat = m / (1 - beta1**step)
+        rho_inf = 2 / (1 - beta2) - 1
+        rho = rho_inf - 2 * step * beta2**step / (1 - beta2**step)
+        if rho <= 5:
+            return p - lr * m_hat, m, v
+        r = np.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+        return p - lr * m_hat * float(r * np.sqrt(1 - beta2**step)) / (np.sqrt(v) + eps), m, v

@@ -1,0 +1,117 @@
+"""RMSprop, plain and centered, with and without momentum."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._rule import Flag, NonNegative, maximum, register, sqrt
+
+
+@register
+class RMSprop(Optimizer):
+    r"""RMSprop: the gradient over a running root mean square of itself.
+
+    .. math::
+        v_t &= \alpha v_{t-1} + (1 - \alpha) g_t^2 \\
+        u_t &= g_t / (\sqrt{v_t} + \epsilon) \\
+        b_t &= \mu b_{t-1} + u_t \\
+        p_t &= p_{t-1} - \gamma b_t
+
+    With `centered`, :math:`v_t - a_t^2` stands under the root, where :math:`a_t` is the running mean of
+    the gradient. Rounding can make that difference negative where the true one is nearly 0; fastopt then
+    takes 0, where torch gives NaN.
+
+    Parameters
+    ----------
+    params
+        One float32 array, a sequence or a dict of them, or a list of param groups.
+    lr : float >= 0, default 1e-2
+        Learning rate (gamma).
+    alpha : float >= 0, default 0.99
+        Decay of the running means.
+    eps : float >= 0, default 1e-8
+        Added to the denominator.
+    weight_decay : float >= 0, default 0
+        L2 penalty, added to the gradient.
+    momentum : float >= 0, default 0
+        Momentum factor (mu); 0 keeps no `momentum_buffer`.
+    centered : bool, default False
+        Normalise by the gradient's variance instead of its second moment.
+
+    References
+    ----------
+    Tieleman, Hinton: Lecture 6.5 of Neural networks for machine learning, 2012; centered:
+    Graves: Generating sequences with recurrent neural networks, arXiv:1308.0850.
+    """
+
+    states = {"square_avg": 0.0, "grad_avg": 0.0, "momentum_buffer": 0.0}
+    optional_states = {"grad_avg": "centered", "momentum_buffer": "with_momentum"}
+
+    def __init__(
+        self,
+        params: Params | None = None,
+        lr: NonNegative = 1e-2,
+        alpha: NonNegative = 0.99,
+        eps: NonNegative = 1e-8,
+        weight_decay: NonNegative = 0.0,
+        momentum: NonNegative = 0.0,
+        centered: Flag = False,
+        *,
+        maximize: Flag = False,
+        l1: NonNegative = 0.0,
+        n_threads: int | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def flags(momentum):
+        return dict(with_momentum=momentum != 0)
+
+    @staticmethod
+    def scalars(step, lr, alpha, eps, momentum):
+        return dict(lr=lr, alpha=alpha, one_minus_alpha=1 - alpha, eps=eps, momentum=momentum, zero=0)
+
+    @staticmethod
+    def rule(
+        p,
+        g,
+        square_avg,
+        grad_avg,
+        momentum_buffer,
+        lr,
+        alpha,
+        one_minus_alpha,
+        eps,
+        momentum,
+        zero,
+        *,
+        centered,
+        with_momentum,
+    ):
+        square_avg = alpha * square_avg + one_minus_alpha * g * g
+        if centered:
+            grad_avg = alpha * grad_avg + one_minus_alpha * g
+            mean_square = maximum(square_avg - grad_avg * grad_avg, zero)
+        else:
+            mean_square = square_avg
+        denominator = sqrt(mean_square) + eps
+        if with_momentum:
+            momentum_buffer = momentum * momentum_buffer + g / denominator
+            p = p - lr * momentum_buffer
+        else:
+            p = p - lr * g / denominator
+        return p, square_avg, grad_avg, momentum_buffer
+
+    @staticmethod
+    def reference(p, g, square_avg, grad_avg, momentum_buffer, *, step, lr, alpha, eps, momentum, centered):
+        v = alpha * square_avg + (1 - alpha) * np.square(g)
+        mean_square = v
+        if centered:
+            grad_avg = alpha * grad_avg + (1 - alpha) * g
+            mean_square = np.maximum(v - np.square(grad_avg), 0)
+        update = g / (np.sqrt(mean_square) + eps)
+        if momentum:
+            update = momentum_buffer = momentum * momentum_buffer + update
+        return p - lr * update, v, grad_avg, momentum_buffer

@@ -1,0 +1,88 @@
+"""Resilient backpropagation."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+
+from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._rule import Flag, NonNegative, Pair, Real, maximum, minimum, register, sign
+
+
+Etas = Annotated[
+    tuple[float, float],
+    Pair(Real(0.0, 1.0, low_open=True, high_open=True), Real(1.0, low_open=True)),
+]
+StepSizes = Annotated[tuple[float, float], Pair(Real(0.0), Real(0.0))]
+
+
+@register
+class Rprop(Optimizer):
+    r"""Rprop: only the gradient's sign counts; every parameter has a step size of its own.
+
+    The step size grows by :math:`\eta^+` while the sign stays and shrinks by :math:`\eta^-` when it
+    changes; after a change the parameter rests for one step, and the gradient is remembered as 0.
+
+    Parameters
+    ----------
+    params
+        One float32 array, a sequence or a dict of them, or a list of param groups.
+    lr : float >= 0, default 1e-2
+        Step size of every parameter before the first step.
+    etas : (float in (0, 1), float > 1), default (0.5, 1.2)
+        Factors on the step size when the sign changes and when it stays.
+    step_sizes : (float >= 0, float >= 0), default (1e-6, 50)
+        Smallest and largest step size.
+
+    References
+    ----------
+    Riedmiller, Braun: A direct adaptive method for faster backpropagation learning: the RPROP algorithm,
+    ICNN 1993 (the variant without weight backtracking, iRprop-).
+    """
+
+    states = {"prev": 0.0, "step_size": "lr"}
+
+    def __init__(
+        self,
+        params: Params | None = None,
+        lr: NonNegative = 1e-2,
+        etas: Etas = (0.5, 1.2),
+        step_sizes: StepSizes = (1e-6, 50.0),
+        *,
+        maximize: Flag = False,
+        n_threads: int | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def check_together(step_sizes):
+        if step_sizes[0] > step_sizes[1]:
+            raise ValueError(f"Rprop: step_sizes must be (smallest, largest), got {step_sizes!r}")
+
+    @staticmethod
+    def scalars(step, etas, step_sizes):
+        eta_minus, eta_plus = etas
+        smallest, largest = step_sizes
+        return dict(eta_minus=eta_minus, eta_plus=eta_plus, smallest=smallest, largest=largest, zero=0, one=1)
+
+    @staticmethod
+    def rule(p, g, prev, step_size, eta_minus, eta_plus, smallest, largest, zero, one):
+        agreement = sign(g) * sign(prev)
+        factor = eta_plus if agreement > zero else (eta_minus if agreement < zero else one + agreement)
+        step_size = minimum(maximum(factor * step_size, smallest), largest)
+        prev = zero if agreement < zero else g
+        p = p - step_size * sign(prev)
+        return p, prev, step_size
+
+    @staticmethod
+    def reference(p, g, prev, step_size, *, step, etas, step_sizes):
+        eta_minus, eta_plus = etas
+        agreement = np.sign(g) * np.sign(prev)
+        factor = np.ones_like(g) + agreement * 0  # NaN stays NaN
+        factor[agreement > 0] = eta_plus
+        factor[agreement < 0] = eta_minus
+        step_size = np.clip(step_size * factor, *step_sizes)
+        g = np.where(agreement < 0, 0, g)
+        return p - step_size * np.sign(g), g, step_size

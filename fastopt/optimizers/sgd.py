@@ -1,0 +1,93 @@
+"""SGD with momentum and Nesterov momentum, in the form of torch.optim."""
+
+from __future__ import annotations
+
+from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._rule import AnyReal, Flag, NonNegative, register
+
+
+@register
+class SGD(Optimizer):
+    r"""Stochastic gradient descent, with momentum and Nesterov momentum.
+
+    .. math::
+        b_t &= \mu b_{t-1} + (1 - \tau) g_t  \quad (b_1 = g_1) \\
+        p_t &= p_{t-1} - \gamma b_t
+        \quad\text{or, with nesterov,}\quad p_{t-1} - \gamma (g_t + \mu b_t)
+
+    The learning rate multiplies the whole buffer, as in torch; `Momentum` and `Nesterov` keep it inside
+    the velocity, which differs as soon as `lr` changes.
+
+    Parameters
+    ----------
+    params
+        One float32 array, a sequence or a dict of them, or a list of param groups.
+    lr : float >= 0, default 1e-3
+        Learning rate (gamma).
+    momentum : float >= 0, default 0
+        Momentum factor (mu); 0 keeps no state.
+    dampening : float, default 0
+        Dampening (tau) of the gradient in the buffer, not applied at the first step.
+    weight_decay : float >= 0, default 0
+        L2 penalty, added to the gradient.
+    nesterov : bool, default False
+        Nesterov momentum; needs momentum > 0 and dampening 0.
+
+    References
+    ----------
+    Sutskever, Martens, Dahl, Hinton: On the importance of initialization and momentum in deep learning,
+    ICML 2013.
+    """
+
+    states = {"momentum_buffer": 0.0}
+    optional_states = {"momentum_buffer": "with_momentum"}
+
+    def __init__(
+        self,
+        params: Params | None = None,
+        lr: NonNegative = 1e-3,
+        momentum: NonNegative = 0.0,
+        dampening: AnyReal = 0.0,
+        weight_decay: NonNegative = 0.0,
+        nesterov: Flag = False,
+        *,
+        maximize: Flag = False,
+        l1: NonNegative = 0.0,
+        n_threads: int | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def check_together(momentum, dampening, nesterov):
+        if nesterov and (momentum == 0 or dampening != 0):
+            raise ValueError(
+                "SGD: nesterov needs momentum > 0 and dampening 0, "
+                f"got momentum={momentum!r} and dampening={dampening!r}"
+            )
+
+    @staticmethod
+    def flags(momentum):
+        return dict(with_momentum=momentum != 0)
+
+    @staticmethod
+    def scalars(step, lr, momentum, dampening):
+        return dict(lr=lr, momentum=momentum, grad_weight=1 if step == 1 else 1 - dampening)
+
+    @staticmethod
+    def rule(p, g, momentum_buffer, lr, momentum, grad_weight, *, with_momentum, nesterov):
+        if with_momentum:
+            momentum_buffer = momentum * momentum_buffer + grad_weight * g
+            if nesterov:
+                g = g + momentum * momentum_buffer
+            else:
+                g = momentum_buffer
+        p = p - lr * g
+        return p, momentum_buffer
+
+    @staticmethod
+    def reference(p, g, momentum_buffer, *, step, lr, momentum, dampening, nesterov):
+        if momentum == 0:
+            return p - lr * g, momentum_buffer
+        b = g if step == 1 else momentum * momentum_buffer + (1 - dampening) * g
+        return p - lr * (g + momentum * b if nesterov else b), b

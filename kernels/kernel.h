@@ -1,0 +1,41 @@
+/* What a compiled kernel is, and the scalar float32 operations that rules are made of.
+ *
+ * Included by the engine and by every kernel module. No loops here, and nothing that needs more than the
+ * baseline instruction set: the engine is compiled for that.
+ */
+#ifndef FASTOPT_KERNEL_H
+#define FASTOPT_KERNEL_H
+
+#include <math.h>
+#include <stddef.h>
+
+/* Bounds of one kernel's streams (p, g, states) and host scalars. */
+#define MAX_STREAMS 8
+#define MAX_SCALARS 32
+#define MAX_HYPERS 32
+#define MAX_RUNNING 4
+
+/* Updates elements [start, start + n) of the streams. */
+typedef void (*tile_function)(float *const *streams, ptrdiff_t start, ptrdiff_t n, const float *scalars);
+
+/* Computes the scalars of step number `step` (1 is the first) and advances the running ones. */
+typedef void (*scalars_function)(const double *hyper, double step, double *running, float *scalars);
+
+typedef struct {
+    tile_function tile;
+    scalars_function scalars;
+    int n_scalars;
+} kernel;
+
+/* A pointer that no other pointer of the loop aliases: the engine refuses overlapping arrays. */
+typedef float *__restrict stream;
+
+/* NaN must come out of these as NaN, and sign(-0) is +0, as in NumPy. */
+static inline float sqrt_f32(float x) { return sqrtf(x); }
+static inline float fabs_f32(float x) { return fabsf(x); }
+static inline float copysign_f32(float x, float y) { return copysignf(x, y); }
+static inline float sign_f32(float x) { return x > 0.0f ? 1.0f : (x < 0.0f ? -1.0f : (x == 0.0f ? 0.0f : x)); }
+static inline float maximum_f32(float x, float y) { return (x >= y || x != x) ? x : y; }
+static inline float minimum_f32(float x, float y) { return (x <= y || x != x) ? x : y; }
+
+#endif

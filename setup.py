@@ -1,0 +1,107 @@
+"""Generates the Cython text from the rules and builds one extension per instruction set. Nothing else."""
+
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+os.chdir(ROOT)
+sys.path.insert(0, str(ROOT))
+
+from fastopt import _codegen, _functions, optimizers  # noqa: E402, F401
+from fastopt._rule import registry  # noqa: E402
+
+GENERATED = Path("build", "generated")
+# No contraction and no fast-math: a kernel's bits are those of its rule, one operation at a time. The other
+# two only say that nobody reads errno or traps, without which sqrt and selections do not vectorize.
+FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+ISAS = {
+    "baseline": [],
+    "x86-64-v3": ["-march=x86-64-v3"],
+    "x86-64-v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+}
+
+
+def isas():
+    """Instruction sets to build for: the x86-64 levels there, the baseline alone elsewhere."""
+    on_x86_64 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
+    return ISAS if on_x86_64 else {"baseline": []}
+
+
+class BuildKernels(build_ext):
+    """build_ext that generates first and asks the compiler what it can do."""
+
+    def run(self):
+        import numpy
+        from Cython.Build import cythonize
+
+        GENERATED.mkdir(parents=True, exist_ok=True)
+        for isa in isas():
+            text = _codegen.cython_source(registry.values(), Path("kernels", "kernels.pyx.in"), isa)
+            path = GENERATED / f"{module(isa)}.pyx"
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                path.write_text(text, encoding="utf-8")
+        for extension in self.extensions:
+            extension.include_dirs += ["kernels", numpy.get_include()]
+        made = cythonize(self.extensions, build_dir=str(GENERATED), language_level=3, quiet=True)
+        for extension, cythonized in zip(self.extensions, made, strict=True):
+            extension.sources = cythonized.sources
+        self.parallel = self.parallel or os.cpu_count()
+        super().run()
+
+    def build_extensions(self):
+        flags = [flag for flag in FLAGS if self.compiles([flag])]
+        if "-ffp-contract=off" not in flags and self.compiler.compiler_type != "msvc":
+            raise SystemExit("fastopt needs a compiler that knows -ffp-contract=off, such as GCC or Clang")
+        openmp = ["-fopenmp"] if self.compiles(["-fopenmp"], "#include <omp.h>\nint main(void) { return 0; }") else []
+        if not openmp:
+            print("fastopt: this compiler has no OpenMP; every step will run on one thread")
+        wanted = {f"fastopt.backends.{module(isa)}": extra for isa, extra in isas().items()}
+        unsupported = [name for name, extra in wanted.items() if extra and not self.compiles(extra)]
+        for name in unsupported:
+            print(f"fastopt: this compiler cannot build {name}; it is left out")
+        self.extensions = [extension for extension in self.extensions if extension.name not in unsupported]
+        for extension in self.extensions:
+            extension.extra_compile_args = [*flags, *openmp, *wanted.get(extension.name, [])]
+            extension.extra_link_args = list(openmp)
+        super().build_extensions()
+
+    def compiles(self, flags, text="int main(void) { return 0; }"):
+        """Whether the compiler makes a program of `text` under `flags`."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text(text, encoding="utf-8")
+            try:
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=["-Werror", *flags])
+                self.compiler.link_executable(objects, "probe", output_dir=folder, extra_postargs=flags)
+            except Exception:  # every compiler class has its own
+                return False
+        return True
+
+
+class BuildStubs(build_py):
+    """build_py that first writes the type stubs of the functions made from the registry."""
+
+    def run(self):
+        for name, backend in (("functional", "cpu"), ("reference", "reference")):
+            Path("fastopt", f"{name}.pyi").write_text(_functions.stub(backend), encoding="utf-8")
+        super().run()
+
+
+def module(isa):
+    return f"_kernels_{isa.replace('-', '_')}"
+
+
+setup(
+    ext_modules=[
+        Extension("fastopt.backends._engine", ["kernels/engine.pyx"]),
+        *(Extension(f"fastopt.backends.{module(isa)}", [str(GENERATED / f"{module(isa)}.pyx")]) for isa in isas()),
+    ],
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildStubs},
+)
