@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _buffers, _threads, backends
+from fastopt import _buffers, _threads, backends, optimizers  # noqa: F401  the registry is filled by importing them
 from fastopt._rule import Spec, registry
 
 

@@ -167,6 +167,10 @@ class Spec:
         }
         self.scalar_hypers = tuple(n for n in inspect.signature(cls.scalars).parameters if n in self.hypers)
         """Hyperparameters that `scalars` takes, in its order."""
+        self.reference_hypers = tuple(n for n in inspect.signature(cls.reference).parameters if n in self.hypers)
+        """Hyperparameters that `reference` takes."""
+        self._together = tuple(inspect.signature(cls.check_together).parameters)
+        self._flag_sources = tuple(inspect.signature(cls.flags).parameters)
         self.flag_names = tuple(
             name
             for name, parameter in inspect.signature(cls.rule).parameters.items()
@@ -176,12 +180,13 @@ class Spec:
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the hyperparameters `values`, normalised, or raise TypeError or ValueError."""
         checked = {name: hyper.kind.check(self.name, name, values[name]) for name, hyper in self.hypers.items()}
-        self.cls.check_together(**{n: checked[n] for n in inspect.signature(self.cls.check_together).parameters})
+        if self._together:
+            self.cls.check_together(**{name: checked[name] for name in self._together})
         return checked
 
     def flags(self, values: Mapping[str, Any]) -> dict[str, bool]:
         """Flags of the rule that the hyperparameters `values` ask for."""
-        derived = self.cls.flags(**{n: values[n] for n in inspect.signature(self.cls.flags).parameters})
+        derived = self.cls.flags(**{name: values[name] for name in self._flag_sources})
         return {name: bool(derived[name] if name in derived else values[name]) for name in self.flag_names}
 
     def states_for(self, flags: Mapping[str, bool]) -> tuple[str, ...]:

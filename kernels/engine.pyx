@@ -22,7 +22,7 @@ from cython.parallel cimport parallel, threadid
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free, qsort
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 cimport numpy as cnp
 
@@ -177,6 +177,12 @@ cdef struct Position:
     Py_ssize_t element
 
 
+cdef inline void put(Segment* at, const Segment* made) noexcept nogil:
+    """Write a segment unless it is there already: lines that nobody writes stay in every core's cache."""
+    if memcmp(at, made, sizeof(Segment)) != 0:
+        at[0] = made[0]
+
+
 cdef Position share_start(
     const Segment* segments, Py_ssize_t n_segments, Py_ssize_t total, int thread, int n_threads
 ) noexcept nogil:
@@ -249,6 +255,9 @@ cdef struct Tensor:
     float* p
     float* states[MAX_STREAMS]  # in the order of the optimizer's states; NULL where it keeps none
     Py_ssize_t n
+    int n_dims
+    # A copy: the array's own lies beside its data, in a cache line that another thread writes at every step.
+    const cnp.npy_intp* shape
     int group
     int64_t* step
     double* running
@@ -272,18 +281,18 @@ cdef enum:
     SINGLE, SEQUENCE, MAPPING
 
 
-cdef inline bint is_gradient_for(object gradient, cnp.ndarray p):
-    """Whether `gradient` is, at first sight, a C-contiguous float32 array of the shape of `p`."""
+cdef inline bint is_gradient_for(object gradient, const Tensor* t):
+    """Whether `gradient` is, at first sight, a C-contiguous float32 array of the shape of `t`."""
     cdef int k
     if not cnp.PyArray_CheckExact(gradient):
         return False
     cdef cnp.ndarray g = <cnp.ndarray>gradient
     if cnp.PyArray_TYPE(g) != cnp.NPY_FLOAT32 or not cnp.PyArray_ISCARRAY_RO(g):
         return False
-    if cnp.PyArray_NDIM(g) != cnp.PyArray_NDIM(p):
+    if cnp.PyArray_NDIM(g) != t.n_dims:
         return False
-    for k in range(cnp.PyArray_NDIM(g)):
-        if cnp.PyArray_DIM(g, k) != cnp.PyArray_DIM(p, k):
+    for k in range(t.n_dims):
+        if cnp.PyArray_DIM(g, k) != t.shape[k]:
             return False
     return True
 
@@ -307,6 +316,7 @@ cdef class Plan:
     cdef list written
     cdef Ranges ranges
     cdef Tensor* tensors
+    cdef cnp.npy_intp* shapes
     cdef Py_ssize_t n_tensors
     cdef Group* groups
     cdef Py_ssize_t n_groups
@@ -353,6 +363,10 @@ cdef class Plan:
         if not (self.tensors and self.groups and self.active and self.segments and self.scalars):
             raise MemoryError
         self.arrays = [tensor.array for tensor in tensors]
+        self.shapes = <cnp.npy_intp*>calloc(sum([array.ndim for array in self.arrays]) + 1, sizeof(cnp.npy_intp))
+        if self.shapes == NULL:
+            raise MemoryError
+        cdef cnp.npy_intp* shape = self.shapes
         self.written = []
         for i in range(self.n_tensors):
             t = &self.tensors[i]
@@ -360,6 +374,11 @@ cdef class Plan:
             array = tensor.array
             t.p = <float*>cnp.PyArray_DATA(array)
             t.n = cnp.PyArray_SIZE(array)
+            t.n_dims = cnp.PyArray_NDIM(array)
+            t.shape = shape
+            for k in range(t.n_dims):
+                shape[k] = cnp.PyArray_DIM(array, k)
+            shape += t.n_dims
             t.group = tensor.group
             array = tensor.step
             t.step = <int64_t*>cnp.PyArray_DATA(array)
@@ -376,6 +395,7 @@ cdef class Plan:
 
     def __dealloc__(self):
         free(self.tensors)
+        free(self.shapes)
         free(self.groups)
         free(self.active)
         free(self.segments)
@@ -464,7 +484,7 @@ cdef class Plan:
         cdef Py_ssize_t found
         if gradient is None:
             return 0
-        if not is_gradient_for(gradient, p):
+        if not is_gradient_for(gradient, t):
             _buffers.check_gradient(self.optimizer, i, gradient)
         if not cnp.PyArray_ISWRITEABLE(p):
             _buffers.check_still_writable(self.optimizer, i)
@@ -491,10 +511,12 @@ cdef class Plan:
         cdef Tensor* t
         cdef Tensor* before
         cdef Group* group
-        cdef Segment* segment
         cdef Segment made
+        cdef Segment next_one
         cdef float* scalars = NULL
         cdef bint same, joins
+        memset(&made, 0, sizeof(made))
+        memset(&next_one, 0, sizeof(next_one))
         total[0] = 0
         previous = -1
         for k in range(self.n_active):
@@ -519,23 +541,27 @@ cdef class Plan:
             previous = k
             if t.n == 0:
                 continue
-            made.streams[0] = t.p
-            made.streams[1] = self.active[k].g
+            next_one.streams[0] = t.p
+            next_one.streams[1] = self.active[k].g
             for j in range(group.n_states):
-                made.streams[2 + j] = t.states[group.states[j]]
-            made.n = t.n
-            made.tile = group.kernel.tile
-            made.scalars = scalars
+                next_one.streams[2 + j] = t.states[group.states[j]]
+            next_one.n = t.n
+            next_one.tile = group.kernel.tile
+            next_one.scalars = scalars
             total[0] += t.n
-            if same and n_segments:
-                segment = &self.segments[n_segments - 1]
-                joins = segment.scalars == scalars
+            joins = made.n > 0 and made.scalars == scalars
+            if joins:
                 for j in range(2 + group.n_states):
-                    joins = joins and segment.streams[j] + segment.n == made.streams[j]
-                if joins:
-                    segment.n += made.n
-                    continue
-            self.segments[n_segments] = made
+                    joins = joins and made.streams[j] + made.n == next_one.streams[j]
+            if joins:
+                made.n += t.n
+                continue
+            if made.n:
+                put(&self.segments[n_segments], &made)
+                n_segments += 1
+            made = next_one
+        if made.n:
+            put(&self.segments[n_segments], &made)
             n_segments += 1
         return n_segments
 

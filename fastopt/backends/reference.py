@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,11 @@ def run_once(
     n_threads: int | None = None,  # noqa: ARG001  at most: NumPy uses one
 ) -> bool:
     """One step of `spec` on the checked arrays p, g and states, float32 or float64, in place."""
-    own = [name for name in inspect.signature(spec.reference).parameters if name in spec.hypers]
     states = [arrays.get(name) for name in spec.states]
     carried = [] if running is None else [float(value) for value in running.ravel()]
     with np.errstate(all="ignore"):
         p, g = _stages.reference(arrays["p"], arrays["g"], **spec.stage_values(values))
-        new = spec.reference(p, g, *states, *carried, step=step, **{name: values[name] for name in own})
+        new = spec.reference(p, g, *states, *carried, step=step, **{name: values[name] for name in spec.reference_hypers})
     for array, value in zip([arrays["p"], *states], new, strict=False):
         if array is not None:
             array[...] = value
