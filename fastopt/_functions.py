@@ -71,7 +71,7 @@ def _documentation(spec: Spec, backend: str, dtypes: str) -> list[str]:
     lines += ["g", "    Gradient, of the same shape and dtype; only read."]
     for name in [*states, *optional]:
         first = spec.states[name]
-        where = f"; needed exactly with {spec.optional_states[name]}" if name in spec.optional_states else ""
+        where = f"; needed with {spec.needed_when(name)}, else None" if name in spec.optional_states else ""
         lines += [name, f"    State, like p; {first} before the first step; updated{where}."]
     for name, first in spec.running.items():
         lines += [name, f"    State, float64 with one element; {first} before the first step; updated."]
@@ -117,7 +117,7 @@ def _call(
         if name in needed:
             _buffers.check_array(arrays[name], f"{owner}: state {name!r}", dtypes=(p.dtype.type,), shape=p.shape)
         elif arrays[name] is not None:
-            raise ValueError(f"{owner}: state {name!r} is not used with {spec.optional_states[name]} off, pass None")
+            raise ValueError(f"{owner}: state {name!r} is used only with {spec.needed_when(name)}, pass None")
     running = None
     for name in spec.running:
         running = arrays.pop(name)

@@ -73,6 +73,8 @@ class Optimizer:
     spec: ClassVar[Spec]
     states: ClassVar[Mapping[str, float | str]] = {}
     optional_states: ClassVar[Mapping[str, str]] = {}
+    derived_states: ClassVar[tuple[str, ...]] = ()
+    """States of torch's that follow from the step count here; its state dicts carry them."""
     running: ClassVar[Mapping[str, float]] = {}
     decoupled_weight_decay: ClassVar[bool] = False
 

@@ -198,6 +198,11 @@ class Spec:
         on = [name for name in self.flag_names if flags[name]] + ["regularized"] * regularized
         return "_".join([self.rule_name, *on])
 
+    def needed_when(self, state: str) -> str:
+        """In words, the hyperparameter that makes the rule use an optional state."""
+        flag = self.optional_states[state]
+        return f"{flag}=True" if flag in self.hypers else f"{flag.removeprefix('with_')} != 0"
+
     def flag_choices(self) -> list[dict[str, bool]]:
         """Every combination of the rule's flags, all off first."""
         choices = itertools.product((False, True), repeat=len(self.flag_names))

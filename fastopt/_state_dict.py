@@ -98,7 +98,7 @@ def _entry(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any) -> Map
         value = np.asarray(value)
         if name == "step" or name in optimizer.spec.running:
             converted[name] = value.item()
-        elif not (type(optimizer).__name__ == "ASGD" and name in ("eta", "mu")):
+        elif name not in optimizer.derived_states:
             converted[name] = value
     converted.setdefault("step", 1 if entry else 0)  # SGD counts no steps there; only the first is special
     for name, value in optimizer.spec.running.items():

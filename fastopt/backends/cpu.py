@@ -53,7 +53,15 @@ def _load(isa: str) -> dict[str, Any]:
 
 def kernels() -> dict[str, Any]:
     """The compiled kernels of the instruction set in use: name -> (capsule, states, number of scalars)."""
-    return _load(isa())
+    return _load(isa()) | _added
+
+
+_added: dict[str, Any] = {}
+
+
+def add_kernels(compiled: dict[str, Any]) -> None:
+    """Make the KERNELS of a module built from rules outside fastopt available to steps made from now on."""
+    _added.update(compiled)
 
 
 def _after_fork() -> None:

@@ -41,6 +41,7 @@ class ASGD(Optimizer):
     """
 
     states = {"ax": 0.0}
+    derived_states = ("eta", "mu")
 
     def __init__(
         self,

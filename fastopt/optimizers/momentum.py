@@ -55,8 +55,9 @@ class Momentum(Optimizer):
 
     @staticmethod
     def rule(p, g, velocity, lr, momentum):
+        decrease = lr * g - momentum * velocity  # subtracted, so that a zero one leaves even p = -0 alone
         velocity = momentum * velocity - lr * g
-        p = p + velocity
+        p = p - decrease
         return p, velocity
 
     @staticmethod

@@ -55,9 +55,8 @@ class Nesterov(Optimizer):
 
     @staticmethod
     def rule(p, g, velocity, lr, momentum):
-        g = lr * g
-        velocity = momentum * velocity - g
-        p = p + (momentum * velocity - g)
+        velocity = momentum * velocity - lr * g
+        p = p - (lr * g - momentum * velocity)  # subtracted, so that zeros leave even p = -0 alone
         return p, velocity
 
     @staticmethod

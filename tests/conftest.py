@@ -1,0 +1,20 @@
+"""Fixtures that pin the instruction set and let small arrays run on many threads."""
+
+import pytest
+
+from fastopt import backends
+
+
+@pytest.fixture
+def use_isa(monkeypatch):
+    """Call with a name to run the following optimizers on that instruction set."""
+    return lambda isa: monkeypatch.setenv("FASTOPT_ISA", isa)
+
+
+@pytest.fixture
+def parallel_from_the_first_element():
+    """Open a parallel region however small the step."""
+    engine = backends.engine()
+    before = engine.set_serial_below(0)
+    yield
+    engine.set_serial_below(before)

@@ -1,0 +1,146 @@
+"""The rule evaluated with NumPy float32, one operation at a time: what every kernel must equal to the bit.
+
+Also the flushing variant, which treats subnormals as zero, as the kernels do; and exact comparison.
+"""
+
+import functools
+
+import numpy as np
+
+from fastopt import _codegen, _stages
+from fastopt._rule import Spec
+
+TINY = np.finfo(np.float32).tiny
+
+
+@functools.cache
+def _function(spec: Spec, kernel: str):
+    """The evaluated kernel, and its description."""
+    chosen = next(k for k in _codegen.kernels(spec) if k.name == kernel)
+    namespace = {name: globals()[f"_{name}"] for name in (*_codegen.FUNCTIONS, "where")}
+    exec(compile(_codegen.numpy_source(chosen), f"<rule {kernel}>", "exec"), namespace)
+    return namespace[kernel], chosen
+
+
+class Flushing:
+    """Float32 whose operations read subnormals as zero and flush tiny results to zero."""
+
+    def __init__(self, values):
+        values = np.asarray(values, np.float32)
+        self.values = np.where(np.abs(values) < TINY, np.copysign(np.float32(0), values), values)
+
+    @staticmethod
+    def of(exact):
+        """Round a float64 result; what is tiny after rounding to 24 bits, however small, becomes zero."""
+        rounded = exact.astype(np.float32)
+        tiny = np.abs((exact * 2.0**64).astype(np.float32)) < np.float32(TINY * 2.0**64)
+        return Flushing(np.where(tiny, np.copysign(np.float32(0), rounded), rounded))
+
+    def _with(self, other, operation):
+        a, b = self.values.astype(np.float64), Flushing.plain(other).astype(np.float64)
+        result = Flushing.of(operation(a, b))
+        single = operation(self.values, Flushing.plain(other))
+        normal = ~(np.abs(single) < 2 * TINY)
+        return Flushing(np.where(normal, single, result.values))
+
+    @staticmethod
+    def plain(value):
+        return value.values if isinstance(value, Flushing) else np.float32(value)
+
+    def __add__(self, other):
+        return self._with(other, np.add)
+
+    def __sub__(self, other):
+        return self._with(other, np.subtract)
+
+    def __mul__(self, other):
+        return self._with(other, np.multiply)
+
+    def __truediv__(self, other):
+        return self._with(other, np.divide)
+
+    def __neg__(self):
+        return Flushing(-self.values)
+
+    def __gt__(self, other):
+        return self.values > Flushing.plain(other)
+
+    def __lt__(self, other):
+        return self.values < Flushing.plain(other)
+
+    def __ge__(self, other):
+        return self.values >= Flushing.plain(other)
+
+    def __le__(self, other):
+        return self.values <= Flushing.plain(other)
+
+
+def _lifted(function):
+    """`function` on NumPy arrays or on `Flushing` ones."""
+
+    def call(*arguments):
+        result = function(*(Flushing.plain(a) if isinstance(a, Flushing) else a for a in arguments))
+        return Flushing(result) if any(isinstance(a, Flushing) for a in arguments) else result
+
+    return call
+
+
+_sqrt, _sign, _fabs, _maximum, _minimum, _copysign, _where = (
+    _lifted(getattr(np, name)) for name in ("sqrt", "sign", "fabs", "maximum", "minimum", "copysign", "where")
+)
+
+
+class Oracle:
+    """Steps a set of flat arrays as the kernels must.
+
+    Parameters
+    ----------
+    config
+        Optimizer and hyperparameters.
+    p
+        Flat float32 parameters; copied.
+    flushing
+        Treat subnormals as zero.
+    """
+
+    def __init__(self, config, p, flushing=False):
+        self.spec, self.values, self.flushing = config.spec, config.values, flushing
+        self.function, self.kernel = _function(self.spec, config.kernel)
+        self.arrays = {"p": p.copy()}
+        for state in self.kernel.states:
+            self.arrays[state] = np.full(p.shape, self.spec.initial(state, self.values), np.float32)
+        self.running = dict(self.spec.running)
+        self.steps = 0
+
+    def scalars(self):
+        """Host scalars of the next step in Python's float64, rounded once; the running ones are advanced."""
+        stage = _stages.scalars(**self.spec.stage_values(self.values))
+        hypers = {name: self.values[name] for name in self.spec.scalar_hypers}
+        own = self.spec.scalars(step=self.steps + 1, **self.running, **hypers)
+        self.running = {name: own[name] for name in self.running}
+        return {name: np.float32(value) for name, value in {**stage, **own}.items()}
+
+    def step(self, g):
+        scalars = self.scalars()
+        self.steps += 1
+        wrap = Flushing if self.flushing else np.asarray
+        with np.errstate(all="ignore"):
+            streams = [wrap(self.arrays[name] if name != "g" else g) for name in self.kernel.streams]
+            results = self.function(*streams, *(wrap(scalars[n]) for n in self.kernel.used_scalars))
+        for name, result in zip(self.kernel.stored, results, strict=True):
+            self.arrays[name] = np.asarray(Flushing.plain(result) if self.flushing else result, np.float32)
+            assert self.arrays[name].dtype == np.float32
+
+
+def assert_same_bits(actual, expected, what):
+    """Every element has the bits of `expected`; NaN may be any NaN."""
+    assert actual.dtype == expected.dtype == np.float32
+    assert actual.shape == expected.shape
+    same = actual.view(np.int32) == expected.view(np.int32)
+    same |= np.isnan(actual) & np.isnan(expected)
+    if not same.all():
+        k = np.flatnonzero(~same.ravel())
+        raise AssertionError(
+            f"{what}: {k.size} of {same.size} elements differ, first at {k[0]}: "
+            f"{actual.ravel()[k[0]]!r} is not {expected.ravel()[k[0]]!r}"
+        )
