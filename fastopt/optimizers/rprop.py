@@ -80,9 +80,8 @@ class Rprop(Optimizer):
     def reference(p, g, prev, step_size, *, step, etas, step_sizes):
         eta_minus, eta_plus = etas
         agreement = np.sign(g) * np.sign(prev)
-        factor = np.ones_like(g) + agreement * 0  # NaN stays NaN
-        factor[agreement > 0] = eta_plus
-        factor[agreement < 0] = eta_minus
+        unchanged = 1 + 0 * agreement  # 1, but NaN stays NaN
+        factor = np.where(agreement > 0, eta_plus, np.where(agreement < 0, eta_minus, unchanged))
         step_size = np.clip(step_size * factor, *step_sizes)
         g = np.where(agreement < 0, 0, g)
         return p - step_size * np.sign(g), g, step_size
