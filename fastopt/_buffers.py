@@ -5,6 +5,7 @@ The compiled engine checks gradients at first sight; whatever does not pass ther
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -80,10 +81,8 @@ def zeros(n: int) -> Array:
     if nbytes >= _HUGE_FROM:
         memory = mmap.mmap(-1, nbytes + _HUGE_PAGE)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
+            with contextlib.suppress(OSError):  # a kernel without transparent huge pages
                 memory.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:  # a kernel without transparent huge pages
-                pass
         raw = np.frombuffer(memory, np.uint8)
         start = -raw.ctypes.data % _HUGE_PAGE
     else:
@@ -110,8 +109,7 @@ def state_arrays(like: Sequence[Array], initial: float) -> list[Array]:
     if initial:
         flat.fill(initial)
     return [
-        flat[offset : offset + array.size].reshape(array.shape)
-        for offset, array in zip(offsets, like, strict=True)
+        flat[offset : offset + array.size].reshape(array.shape) for offset, array in zip(offsets, like, strict=True)
     ]
 
 

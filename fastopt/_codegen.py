@@ -96,7 +96,8 @@ class Function:
             if isinstance(node, ast.Constant) and ast.Constant not in allowed:
                 raise self.error(node, f"no literals in a rule: make {ast.unparse(node)} a host scalar")
             if not isinstance(node, allowed):
-                raise self.error(node, f"{type(node).__name__} is not part of the rule language")
+                place = node if hasattr(node, "lineno") else expression
+                raise self.error(place, f"{type(node).__name__} is not part of the rule language")
             if isinstance(node, ast.Call) and not (
                 isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS and not node.keywords
             ):
@@ -241,7 +242,7 @@ def _returned(function: Function) -> list[str]:
 
 
 class _ToNumPy(ast.NodeTransformer):
-    def visit_IfExp(self, node: ast.IfExp) -> ast.expr:  # noqa: N802
+    def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
         self.generic_visit(node)
         return ast.Call(ast.Name("where", ast.Load()), [node.test, node.body, node.orelse], [])
 
@@ -262,21 +263,21 @@ def numpy_source(kernel: Kernel) -> str:
 class _ToCython(ast.NodeTransformer):
     """C names of the functions; float64 literals and pow() in host scalars."""
 
-    def visit_Call(self, node: ast.Call) -> ast.expr:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> ast.expr:
         self.generic_visit(node)
         assert isinstance(node.func, ast.Name)
         return ast.Call(ast.Name(f"{node.func.id}_f32", ast.Load()), node.args, [])
 
 
 class _ToCythonDouble(ast.NodeTransformer):
-    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:  # noqa: N802
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
         self.generic_visit(node)
         if isinstance(node.op, ast.Pow):
             return ast.Call(ast.Name("pow", ast.Load()), [node.left, node.right], [])
         return node
 
-    def visit_Constant(self, node: ast.Constant) -> ast.expr:  # noqa: N802
-        return ast.Constant(float(node.value))
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        return ast.Constant(float(ast.literal_eval(node)))
 
 
 def _cython(expression: ast.expr, transformer: type[ast.NodeTransformer]) -> str:
@@ -284,41 +285,50 @@ def _cython(expression: ast.expr, transformer: type[ast.NodeTransformer]) -> str
     return ast.unparse(transformer().visit(copy))
 
 
+def _wrapped(items: Iterable[str], indent: int) -> str:
+    """`items` as the lines between two brackets, comma-separated."""
+    margin = " " * indent
+    text = ", ".join(item.replace(" ", "\0") for item in items)
+    lines = textwrap.fill(text, 110, initial_indent=margin, subsequent_indent=margin, break_long_words=False)
+    return lines.replace("\0", " ")
+
+
 def _cython_kernel(kernel: Kernel) -> str:
-    """The tile function of `kernel`."""
-    stream_arguments = ", ".join(f"stream {name}_stream" for name in kernel.streams)
-    scalar_arguments = "".join(f", float {name}" for name in kernel.used_scalars)
-    load = [f"{name} = {name}_stream[i]" for name in kernel.streams]
-    compute = [f"{a.name} = {_cython(a.expression, _ToCython)}" for a in kernel.body]
-    store = [f"{name}_stream[i] = {name}" for name in kernel.stored]
+    """The tile function of `kernel`, and the loop it is made of."""
+    arguments = [f"stream {name}_stream" for name in kernel.streams]
+    arguments += ["Py_ssize_t n", *(f"float {name}" for name in kernel.used_scalars)]
     values = ", ".join([*kernel.streams, *kernel.temporaries])
-    body = "\n".join(f"        {line}" for line in [*load, *compute, *store])
-    positions = {name: kernel.scalars.index(name) for name in kernel.used_scalars}
-    at = ", ".join(f"{name}_stream + at" for name in kernel.streams)
-    passed = "".join(f", {name}" for name in kernel.used_scalars)
-    unpack = "\n".join(
-        [f"    cdef stream {name}_stream = streams[{k}] + start" for k, name in enumerate(kernel.streams)]
-        + [f"    cdef float {name} = scalars[{k}]" for name, k in positions.items()]
-    )
-    prefetch = "\n".join(f"        prefetch_block({name}_stream + at)" for name in kernel.streams)
+    body = [f"{name} = {name}_stream[i]" for name in kernel.streams]
+    body += [f"{a.name} = {_cython(a.expression, _ToCython)}" for a in kernel.body]
+    body += [f"{name}_stream[i] = {name}" for name in kernel.stored]
+    unpack = [f"cdef stream {name}_stream = streams[{k}] + start" for k, name in enumerate(kernel.streams)]
+    unpack += [f"cdef float {name} = scalars[{kernel.scalars.index(name)}]" for name in kernel.used_scalars]
+    prefetch = [f"prefetch_block({name}_stream + at)" for name in kernel.streams]
+    at = [f"{name}_stream + at" for name in kernel.streams]
+
+    def call(n: str, indent: int) -> str:
+        return f"{kernel.name}_span(\n{_wrapped([*at, n, *kernel.used_scalars], indent + 4)}\n{' ' * indent})"
+
     return f"""
-cdef inline void {kernel.name}_span({stream_arguments}, Py_ssize_t n{scalar_arguments}) noexcept nogil:
+cdef inline void {kernel.name}_span(
+{_wrapped(arguments, 4)}
+) noexcept nogil:
     cdef float {values}
     cdef Py_ssize_t i
     for i in range(n):
-{body}
+{textwrap.indent(chr(10).join(body), " " * 8)}
 
 
 cdef void {kernel.name}_tile(
     float* const* streams, Py_ssize_t start, Py_ssize_t n, const float* scalars
 ) noexcept nogil:
-{unpack}
+{textwrap.indent(chr(10).join(unpack), " " * 4)}
     cdef Py_ssize_t at = 0
     while at + BLOCK <= n:
-{prefetch}
-        {kernel.name}_span({at}, BLOCK{passed})
+{textwrap.indent(chr(10).join(prefetch), " " * 8)}
+        {call("BLOCK", 8)}
         at += BLOCK
-    {kernel.name}_span({at}, n - at{passed})
+    {call("n - at", 4)}
 """
 
 
@@ -364,7 +374,8 @@ def _cython_scalars(spec: Spec) -> str:
             lines.append(f"{define}{target_name} = {_double(statement.value, renamed)}")
             known.add(target_name)
             declared.add(target_name)
-        assert isinstance(last, ast.Return) and isinstance(last.value, ast.Call)
+        assert isinstance(last, ast.Return)
+        assert isinstance(last.value, ast.Call)
         for keyword in last.value.keywords:
             function.check_expression(keyword.value, _SCALARS_NODES, known)
             sources[str(keyword.arg)] = _double(keyword.value, renamed)

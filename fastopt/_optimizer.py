@@ -112,7 +112,9 @@ class Optimizer:
             self._add_groups([{"params": params}])
         elif isinstance(params, Iterable) and not isinstance(params, str | bytes | set | frozenset):
             items = list(params)
-            groups = items if items and all(isinstance(item, dict) for item in items) else [{"params": items}]
+            groups: list[Any] = (
+                items if items and all(isinstance(item, dict) for item in items) else [{"params": items}]
+            )
             self._structure = "sequence"
             if all(isinstance(group.get("params"), Mapping) for group in groups):
                 self._structure = "mapping"
@@ -213,9 +215,7 @@ class Optimizer:
             odd = sorted(map(repr, params.keys() ^ grads.keys()))
             raise ValueError(f"{self._name}: params and grads must have the same names, {', '.join(odd)} differ")
         known = dict(zip(self._names or (), self._tensors, strict=True))
-        moved = {
-            name: array for name, array in params.items() if name in known and known[name].array is not array
-        }
+        moved = {name: array for name, array in params.items() if name in known and known[name].array is not array}
         for name, array in moved.items():
             _buffers.check_array(array, f"{self._name}: params[{name!r}]", shape=known[name].array.shape)
         new = {name: array for name, array in params.items() if name not in known}

@@ -12,7 +12,7 @@ import numbers
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
@@ -143,7 +143,7 @@ class Spec:
     attributes ``states``, ``running``, ``flags``, ``scalars``, ``rule`` and ``reference``.
     """
 
-    def __init__(self, cls: type) -> None:
+    def __init__(self, cls: Any) -> None:
         self.cls = cls
         self.name = cls.__name__
         self.function = self.name.lower()
@@ -236,9 +236,12 @@ registry: dict[str, Spec] = {}
 """Every optimizer of fastopt by the name of its function: ``registry["adamw"].cls is fastopt.AdamW``."""
 
 
-def register(cls: type) -> type:
+Class = TypeVar("Class", bound=type)
+
+
+def register(cls: Class) -> Class:
     """Put the optimizer `cls` into the registry (a class decorator)."""
     spec = Spec(cls)
-    cls.spec = spec  # type: ignore[attr-defined]
+    spec.cls.spec = spec
     registry[spec.function] = spec
     return cls

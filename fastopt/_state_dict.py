@@ -36,7 +36,9 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         if unbound:
             if names is None and saved["params"]:
                 raise ValueError(f"{name}: state_dict must name its parameters: this optimizer has none yet")
-            awaited |= {n: _entry(optimizer, state_dict, key) for n, key in zip(names or (), saved["params"], strict=True)}
+            awaited |= {
+                n: _entry(optimizer, state_dict, key) for n, key in zip(names or (), saved["params"], strict=True)
+            }
             continue
         positions = [i for i, tensor in enumerate(optimizer._tensors) if tensor.group == k]
         if len(saved["params"]) != len(positions):
@@ -71,17 +73,15 @@ def _hypers(optimizer: Optimizer, k: int, saved: Mapping[str, Any], ours: bool) 
     values = {key: value for key, value in saved.items() if key in spec.hypers}
     if not ours:
         known = (*known, *_OF_TORCH, "decoupled_weight_decay")
-        if "decoupled_weight_decay" in saved and "decoupled_weight_decay" not in spec.hypers:
-            if saved["decoupled_weight_decay"] != spec.cls.decoupled_weight_decay:
-                raise ValueError(f"{name}: state_dict has decoupled_weight_decay={saved['decoupled_weight_decay']!r}")
+        decoupled = spec.cls.decoupled_weight_decay
+        if "decoupled_weight_decay" not in spec.hypers and saved.get("decoupled_weight_decay", decoupled) != decoupled:
+            raise ValueError(f"{name}: state_dict has decoupled_weight_decay={saved['decoupled_weight_decay']!r}")
         values = {n: v.item() if hasattr(v, "item") else v for n, v in values.items()}
         values = {**{n: optimizer.param_groups[k][n] for n in spec.hypers}, **values}
     unknown = [key for key in saved if key not in known]
     missing = [key for key in spec.hypers if key not in values]
     if unknown or missing or "params" not in saved:
-        raise KeyError(
-            f"{name}: param group {k} of the state_dict does not fit: unknown {unknown}, missing {missing}"
-        )
+        raise KeyError(f"{name}: param group {k} of the state_dict does not fit: unknown {unknown}, missing {missing}")
     return {**spec.check(values), **{key: saved[key] for key in _KEPT_FOR_OTHERS if key in saved}}
 
 

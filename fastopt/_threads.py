@@ -77,6 +77,7 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("
         return None
     quotas = []
     for _, controllers, path in groups:
+        files: list[tuple[Path, ...]]
         if controllers == "":
             files = [(folder / "cpu.max",) for folder in _upwards(root, path)]
         elif "cpu" in controllers.split(","):

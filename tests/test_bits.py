@@ -1,6 +1,7 @@
 """Promise 1: the bits of a step are those of its rule, whatever the instruction set, threads and splits."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def cuts(n):
 
 def split(flat):
     at = cuts(flat.size)
-    return [flat[i:j] for i, j in zip(at[:-1], at[1:], strict=True)] or [flat]
+    return [flat[i:j] for i, j in itertools.pairwise(at)] or [flat]
 
 
 def joined(optimizer, arrays, name):
@@ -108,9 +109,7 @@ def test_the_functional_form_has_the_same_bits(config):
     p, *gradients = inputs(n)
     p = p.copy()
     spec, values = config.spec, config.values
-    states = {
-        name: np.full(n, spec.initial(name, values), np.float32) for name in spec.states_for(spec.flags(values))
-    }
+    states = {name: np.full(n, spec.initial(name, values), np.float32) for name in spec.states_for(spec.flags(values))}
     running = {name: np.array(first) for name, first in spec.running.items()}
     for k, g in enumerate(gradients):
         getattr(fastopt.functional, spec.function)(p, g, **states, **running, step=k + 1, **config.hypers)

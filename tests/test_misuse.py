@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt._rule import Pair, Real, Switch, registry
+from fastopt._rule import Pair, Switch, registry
 
 F32 = np.float32
 
@@ -166,7 +166,9 @@ def test_a_wrong_number_of_gradients_is_refused(grads):
         fastopt.Adam([ones(3), ones(3)]).step(grads)
 
 
-@pytest.mark.parametrize("grads", [None, ones(2, 3), {"a": ones(3)}, 1.0, "ab", iter([])], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize(
+    "grads", [None, ones(2, 3), {"a": ones(3)}, 1.0, "ab", iter([])], ids=lambda g: type(g).__name__
+)
 def test_gradients_for_a_list_must_be_a_sequence(grads):
     with pytest.raises(TypeError, match="grads must be a list"):
         fastopt.Adam([ones(3), ones(3)]).step(grads)

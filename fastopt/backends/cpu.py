@@ -94,6 +94,4 @@ def run_once(
     name, hyper = kernel_and_hypers(spec, values)
     capsule, states, _ = kernels()[name]
     streams = [arrays["p"], arrays["g"], *(arrays[state] for state in states)]
-    return backends.engine().run_once(
-        capsule, streams, hyper, step, running, n_threads or _threads.get_num_threads()
-    )
+    return backends.engine().run_once(capsule, streams, hyper, step, running, n_threads or _threads.get_num_threads())

@@ -24,7 +24,9 @@ def run_once(
     carried = [] if running is None else [float(value) for value in running.ravel()]
     with np.errstate(all="ignore"):
         p, g = _stages.reference(arrays["p"], arrays["g"], **spec.stage_values(values))
-        new = spec.reference(p, g, *states, *carried, step=step, **{name: values[name] for name in spec.reference_hypers})
+        new = spec.reference(
+            p, g, *states, *carried, step=step, **{name: values[name] for name in spec.reference_hypers}
+        )
     for array, value in zip([arrays["p"], *states], new, strict=False):
         if array is not None:
             array[...] = value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastopt._optimizer import Backend, Optimizer, Params
-from fastopt._rule import NonNegative, register, Flag
+from fastopt._rule import Flag, NonNegative, register
 
 
 @register

@@ -9,7 +9,6 @@ import numpy as np
 from fastopt._optimizer import Backend, Optimizer, Params
 from fastopt._rule import Flag, NonNegative, Pair, Real, maximum, minimum, register, sign
 
-
 Etas = Annotated[
     tuple[float, float],
     Pair(Real(0.0, 1.0, low_open=True, high_open=True), Real(1.0, low_open=True)),

@@ -1,0 +1,83 @@
+"""The README is true: its table of optimizers is that of the registry, and its examples run.
+
+``python tests/test_readme.py`` writes the table.
+"""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import fastopt
+from fastopt import _codegen
+from fastopt._rule import registry
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+TABLE = re.compile(r"(<!-- optimizers: .*? -->\n).*(<!-- end of optimizers -->)", re.DOTALL)
+
+
+def table():
+    """The optimizers with what a step with default hyperparameters keeps and moves, in Markdown."""
+    lines = [
+        "| optimizer | function | hyperparameters | state, bytes per parameter | memory moved, bytes per parameter |",
+        "|---|---|---|---|---|",
+    ]
+    for spec in registry.values():
+        values = {name: hyper.default for name, hyper in spec.hypers.items()}
+        flags = spec.flags(values)
+        kernel = next(k for k in _codegen.kernels(spec) if k.name == spec.kernel_name(flags, False))
+        hypers = ", ".join(f"`{name}={hyper.default!r}`" for name, hyper in spec.hypers.items())
+        states = str(4 * len(kernel.states))
+        if spec.optional_states:
+            needs = [f"+4 with `{spec.needed_when(state)}`" for state in spec.optional_states]
+            states += " (" + ", ".join(needs) + ")"
+        moved = 4 * (len(kernel.streams) + len(kernel.stored))
+        lines.append(f"| `{spec.name}` | `{spec.function}` | {hypers} | {states} | {moved} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_table(text):
+    return TABLE.sub(lambda match: match[1] + table() + match[2], text)
+
+
+def test_the_table_of_optimizers_is_that_of_the_registry():
+    text = README.read_text(encoding="utf-8")
+    assert with_table(text) == text, "run `python tests/test_readme.py`"
+
+
+def test_the_examples_run():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    namespace = {"print": lambda *values: None}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert len(blocks) == 2
+    assert float((namespace["error"] ** 2).mean()) < 1.5
+
+
+@pytest.mark.parametrize("module", ["fastopt._buffers", "fastopt._info", "fastopt._optimizer", "fastopt._threads"])
+def test_the_examples_in_docstrings_run(module):
+    failed, _ = doctest.testmod(importlib.import_module(module))
+    assert failed == 0
+
+
+@pytest.mark.parametrize("spec", registry.values(), ids=lambda spec: spec.name)
+def test_an_optimizers_docstring_names_every_hyperparameter_of_its_own_and_its_source(spec):
+    text = spec.cls.__doc__
+    for name, hyper in spec.hypers.items():
+        if name in ("maximize", "l1"):
+            continue
+        assert re.search(rf"^    {name} : ", text, re.MULTILINE), name
+        shown = re.search(rf"^    {name} : .*default (.*)$", text, re.MULTILINE)[1]
+        assert eval(shown, {}) == hyper.default
+    assert "References" in text
+
+
+def test_every_public_name_is_documented():
+    public = [name for name in dir(fastopt) if not name.startswith("_")]
+    assert all(getattr(fastopt, name).__doc__ for name in public)
+
+
+if __name__ == "__main__":
+    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
