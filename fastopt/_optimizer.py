@@ -138,7 +138,7 @@ class Optimizer:
         return self._param_groups
 
     @property
-    def state(self) -> list[State] | dict[str, State]:
+    def state(self) -> Any:
         """State of every parameter: a list in the order of the parameters, or a dict by their names.
 
         Each is a mapping of live arrays: ``"step"`` (int64, shape ()) and the state arrays, shaped like the

@@ -15,4 +15,5 @@ from fastopt.optimizers.rmsprop import RMSprop as RMSprop
 from fastopt.optimizers.rprop import Rprop as Rprop
 from fastopt.optimizers.sgd import SGD as SGD
 
-__all__ = [name for name in globals() if name[0].isupper()]  # the classes, not the modules they are in
+# The classes, not the modules they are in. Type checkers read the lines above and need no __all__.
+globals()["__all__"] = [name for name in globals() if name[0].isupper()]
