@@ -49,6 +49,7 @@ class BuildKernels(build_ext):
                 path.write_text(text, encoding="utf-8")
         for extension in self.extensions:
             extension.include_dirs += ["kernels", numpy.get_include()]
+            extension.depends += map(str, Path("kernels").glob("*.h"))
         made = cythonize(self.extensions, build_dir=str(GENERATED), language_level=3, quiet=True)
         for extension, cythonized in zip(self.extensions, made, strict=True):
             extension.sources = cythonized.sources
