@@ -18,20 +18,12 @@ from fastopt import _codegen, _functions, optimizers  # noqa: E402, F401
 from fastopt._rule import registry  # noqa: E402
 
 GENERATED = Path("build", "generated")
-# No contraction and no fast-math: a kernel's bits are those of its rule, one operation at a time. The other
-# two only say that nobody reads errno or traps, without which sqrt and selections do not vectorize.
-FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-ISAS = {
-    "baseline": [],
-    "x86-64-v3": ["-march=x86-64-v3"],
-    "x86-64-v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
-}
 
 
 def isas():
     """Instruction sets to build for: the x86-64 levels there, the baseline alone elsewhere."""
     on_x86_64 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
-    return ISAS if on_x86_64 else {"baseline": []}
+    return _codegen.ISA_FLAGS if on_x86_64 else {"baseline": []}
 
 
 class BuildKernels(build_ext):
@@ -57,7 +49,7 @@ class BuildKernels(build_ext):
         super().run()
 
     def build_extensions(self):
-        flags = [flag for flag in FLAGS if self.compiles([flag])]
+        flags = [flag for flag in _codegen.FLAGS if self.compiles([flag])]
         if "-ffp-contract=off" not in flags and self.compiler.compiler_type != "msvc":
             raise SystemExit("fastopt needs a compiler that knows -ffp-contract=off, such as GCC or Clang")
         openmp = ["-fopenmp"] if self.compiles(["-fopenmp"], "#include <omp.h>\nint main(void) { return 0; }") else []

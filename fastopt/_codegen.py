@@ -24,6 +24,14 @@ from fastopt import _stages
 from fastopt._rule import Spec
 
 FUNCTIONS = ("sqrt", "sign", "fabs", "maximum", "minimum", "copysign")
+# How kernels are compiled. No contraction and no fast-math: a kernel's bits are those of its rule, one operation at
+# a time. The other two only say that nobody reads errno or traps, without which sqrt and selections do not vectorize.
+FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+ISA_FLAGS: Mapping[str, tuple[str, ...]] = {
+    "baseline": (),
+    "x86-64-v3": ("-march=x86-64-v3",),
+    "x86-64-v4": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+}
 STAGE_HYPERS = tuple(inspect.signature(_stages.scalars).parameters)
 
 _RULE_NODES = (
@@ -267,6 +275,10 @@ class _ToCython(ast.NodeTransformer):
         self.generic_visit(node)
         assert isinstance(node.func, ast.Name)
         return ast.Call(ast.Name(f"{node.func.id}_f32", ast.Load()), node.args, [])
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
+        self.generic_visit(node)
+        return ast.Call(ast.Name("select_f32", ast.Load()), [node.test, node.body, node.orelse], [])
 
 
 class _ToCythonDouble(ast.NodeTransformer):

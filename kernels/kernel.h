@@ -30,12 +30,20 @@ typedef struct {
 /* A pointer that no other pointer of the loop aliases: the engine refuses overlapping arrays. */
 typedef float *__restrict stream;
 
-/* NaN must come out of these as NaN, and sign(-0) is +0, as in NumPy. */
+/* NaN must come out of these as NaN, and sign(-0) is +0, as in NumPy. Written so that GCC makes selections
+ * of them and no branches, alone and inside one another (`tests/test_vectorized.py`). */
 static inline float sqrt_f32(float x) { return sqrtf(x); }
 static inline float fabs_f32(float x) { return fabsf(x); }
 static inline float copysign_f32(float x, float y) { return copysignf(x, y); }
-static inline float sign_f32(float x) { return x > 0.0f ? 1.0f : (x < 0.0f ? -1.0f : (x == 0.0f ? 0.0f : x)); }
-static inline float maximum_f32(float x, float y) { return (x >= y || x != x) ? x : y; }
-static inline float minimum_f32(float x, float y) { return (x <= y || x != x) ? x : y; }
+static inline float select_f32(int condition, float x, float y) { return condition ? x : y; }
+static inline float sign_f32(float x) { return select_f32(x != x, x, (float)((x > 0.0f) - (x < 0.0f))); }
+static inline float maximum_f32(float x, float y) {
+    float result = x < y ? y : x;
+    return y != y ? y : result;
+}
+static inline float minimum_f32(float x, float y) {
+    float result = x > y ? y : x;
+    return y != y ? y : result;
+}
 
 #endif

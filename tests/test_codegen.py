@@ -232,7 +232,7 @@ def _build(folder, source):
         source.stem,
         [str(source)],
         include_dirs=[str(TEMPLATE.parent)],
-        extra_compile_args=["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"],
+        extra_compile_args=list(_codegen.FLAGS),
     )
     made = cythonize([extension], build_dir=str(folder), quiet=True)
     command = Distribution({"ext_modules": made}).get_command_obj("build_ext")

@@ -1,0 +1,49 @@
+"""Promise 3, the part that a compiler can be asked: every kernel's loop is vectorized, on every instruction set."""
+
+import platform
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from fastopt import _codegen
+from fastopt._rule import registry
+
+KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+FUNCTION = re.compile(r"^static .*__pyx_f_\d*probe_(\w+)\(.*\{$")
+REPORT = re.compile(r"\.c:(\d+):\d+: optimized: loop vectorized")
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="asks GCC for its vectorization report"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="the instruction sets are those of x86-64"),
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The generated kernels as C."""
+    pytest.importorskip("Cython", reason="generating kernels needs Cython")
+    from Cython.Compiler.Main import compile as cythonize
+
+    path = tmp_path_factory.mktemp("vectorized") / "probe.pyx"
+    path.write_text(_codegen.cython_source(registry.values(), KERNELS / "kernels.pyx.in", "test"))
+    return Path(cythonize(str(path), language_level=3).c_file)
+
+
+@pytest.mark.parametrize("isa", _codegen.ISA_FLAGS)
+def test_every_loop_is_vectorized(source, isa, tmp_path):
+    command = ["gcc", *_codegen.FLAGS, *_codegen.ISA_FLAGS[isa], "-fPIC", "-c", "-fopt-info-vec-optimized"]
+    command += [f"-I{KERNELS}", f"-I{sysconfig.get_paths()['include']}", str(source), "-o", str(tmp_path / "probe.o")]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    vectorized = {int(line) for line in REPORT.findall(report)}
+    loops, function = {}, None
+    for number, text in enumerate(source.read_text().splitlines(), 1):
+        if match := FUNCTION.match(text):
+            function = match[1]
+        if function and function.endswith("_span") and re.match(r"\s+for \(", text):
+            loops[number] = function
+    assert len(loops) >= 30
+    assert [function for number, function in loops.items() if number not in vectorized] == []
