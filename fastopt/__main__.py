@@ -73,20 +73,14 @@ def _add_demo(commands: Any) -> None:
         description="Train a small network on handwritten digits with every optimizer, with the compiled kernels "
         f"and with the NumPy reference; print a table and write the loss curves to {demo.CURVES}. Exit code 1 if "
         "the two disagree.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--epochs", type=_at_least(1), default=demo.EPOCHS, metavar="N", help="passes over the data")
-    parser.add_argument("--output", type=Path, default=Path("fastopt-demo"), metavar="DIR", help="for the picture")
-    parser.add_argument(
-        "--optimizers",
-        nargs="+",
-        type=str.lower,
-        choices=tuple(registry),
-        default=tuple(registry),
-        metavar="NAME",
-        help="which to compare, by name",
-    )
-    parser.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of initial weights and batches")
+    add = parser.add_argument
+    default = " (default: %(default)s)"
+    add("--epochs", type=_at_least(1), default=demo.EPOCHS, metavar="N", help=f"passes over the data{default}")
+    add("--output", type=Path, default=Path("fastopt-demo"), metavar="DIR", help=f"for the picture{default}")
+    names = f"of {', '.join(registry)} (default: all)"
+    add("--optimizers", nargs="+", type=str.lower, choices=tuple(registry), metavar="NAME", help=names)
+    add("--seed", type=_at_least(0), default=0, metavar="N", help=f"of initial weights and batches{default}")
     parser.set_defaults(run=_demo)
 
 

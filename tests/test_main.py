@@ -1,0 +1,97 @@
+"""The command line, run as users run it: `info`, help and the errors that stop a command before its work."""
+
+import os
+import subprocess
+import sys
+
+import fastopt
+from fastopt._rule import registry
+
+
+def run(*arguments, **environment):
+    """`python -m fastopt` with the arguments, and with these environment variables on top."""
+    return subprocess.run(
+        [sys.executable, "-m", "fastopt", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+def assert_one_line_error(finished, *mentioned):
+    assert finished.returncode == 2, finished
+    assert finished.stdout == ""
+    assert len(finished.stderr.splitlines()) == 1, finished.stderr
+    for text in mentioned:
+        assert text in finished.stderr
+
+
+def test_info_prints_every_key_of_info():
+    finished = run("info")
+    assert finished.returncode == 0, finished.stderr
+    assert [line.split()[0] for line in finished.stdout.splitlines()] == list(fastopt.info())
+
+
+def test_info_prints_every_value_of_info_in_one_column():
+    lines = run("info").stdout.splitlines()
+    column = max(map(len, fastopt.info())) + 2
+    shown = [", ".join(value) if isinstance(value, list) else str(value) for value in fastopt.info().values()]
+    assert [line[column:] for line in lines] == shown
+
+
+def test_info_shows_the_instruction_set_of_the_environment():
+    assert "isa        baseline\n" in run("info", FASTOPT_ISA="baseline").stdout
+
+
+def test_help_names_every_command():
+    finished = run("--help")
+    assert finished.returncode == 0
+    assert "info " in finished.stdout
+    assert "demo " in finished.stdout
+
+
+def test_help_of_the_demo_names_every_optimizer():
+    words = run("demo", "--help").stdout.replace(",", " ").split()
+    assert set(registry) <= set(words)
+
+
+def test_no_command_is_an_error_that_shows_the_usage():
+    finished = run()
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("usage: python -m fastopt")
+
+
+def test_an_unknown_instruction_set_is_a_one_line_error():
+    assert_one_line_error(run("info", FASTOPT_ISA="foo"), "FASTOPT_ISA", "'foo'")
+
+
+def test_an_unknown_backend_is_a_one_line_error():
+    assert_one_line_error(run("info", FASTOPT_BACKEND="foo"), "FASTOPT_BACKEND", "'foo'")
+
+
+def test_a_broken_number_of_threads_is_a_one_line_error():
+    assert_one_line_error(run("info", FASTOPT_NUM_THREADS="foo"), "FASTOPT_NUM_THREADS", "'foo'")
+
+
+def test_the_demo_refuses_a_broken_environment_before_it_trains():
+    assert_one_line_error(run("demo", FASTOPT_ISA="foo"), "FASTOPT_ISA", "'foo'")
+
+
+def test_the_demo_refuses_an_unknown_optimizer():
+    finished = run("demo", "--optimizers", "foo")
+    assert finished.returncode == 2
+    assert "invalid choice: 'foo'" in finished.stderr
+
+
+def test_the_demo_refuses_zero_epochs():
+    finished = run("demo", "--epochs", "0")
+    assert finished.returncode == 2
+    assert "argument --epochs: must be at least 1, got 0" in finished.stderr
+
+
+def test_a_missing_package_is_a_one_line_error_that_says_how_to_install_it():
+    hide = "import runpy, sys; sys.modules['sklearn'] = None; sys.argv = ['fastopt', 'demo']"
+    start = "runpy.run_module('fastopt', run_name='__main__')"
+    finished = subprocess.run([sys.executable, "-c", f"{hide}; {start}"], capture_output=True, text=True, timeout=120)
+    assert_one_line_error(finished, "scikit-learn", 'python -m pip install "fastopt[demo]"')
