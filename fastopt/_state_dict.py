@@ -76,13 +76,20 @@ def _hypers(optimizer: Optimizer, k: int, saved: Mapping[str, Any], ours: bool) 
         decoupled = spec.cls.decoupled_weight_decay
         if "decoupled_weight_decay" not in spec.hypers and saved.get("decoupled_weight_decay", decoupled) != decoupled:
             raise ValueError(f"{name}: state_dict has decoupled_weight_decay={saved['decoupled_weight_decay']!r}")
-        values = {n: v.item() if hasattr(v, "item") else v for n, v in values.items()}
+        values = {name: _plain(value) for name, value in values.items()}
         values = {**{n: optimizer.param_groups[k][n] for n in spec.hypers}, **values}
     unknown = [key for key in saved if key not in known]
     missing = [key for key in spec.hypers if key not in values]
     if unknown or missing or "params" not in saved:
         raise KeyError(f"{name}: param group {k} of the state_dict does not fit: unknown {unknown}, missing {missing}")
     return {**spec.check(values), **{key: saved[key] for key in _KEPT_FOR_OTHERS if key in saved}}
+
+
+def _plain(value: Any) -> Any:
+    """A hyperparameter of torch's, which may be a tensor or hold some, as numbers."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_plain, value))
+    return value.item() if hasattr(value, "item") else value
 
 
 def _entry(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any) -> Mapping[str, Any]:

@@ -29,7 +29,7 @@ class ASGD(Optimizer):
         Decay term (lambda).
     alpha : float, default 0.75
         Power of the decay of the step.
-    t0 : float, default 1e6
+    t0 : float >= 0, default 1e6
         Step at which the averaging starts; until then `ax` is a copy of the parameter.
     weight_decay : float >= 0, default 0
         L2 penalty, added to the gradient.
@@ -49,7 +49,7 @@ class ASGD(Optimizer):
         lr: NonNegative = 1e-2,
         lambd: NonNegative = 1e-4,
         alpha: AnyReal = 0.75,
-        t0: AnyReal = 1e6,
+        t0: NonNegative = 1e6,
         weight_decay: NonNegative = 0.0,
         *,
         maximize: Flag = False,

@@ -21,7 +21,8 @@ class Rprop(Optimizer):
     r"""Rprop: only the gradient's sign counts; every parameter has a step size of its own.
 
     The step size grows by :math:`\eta^+` while the sign stays and shrinks by :math:`\eta^-` when it
-    changes; after a change the parameter rests for one step, and the gradient is remembered as 0.
+    changes; after a change the parameter rests for one step, and the gradient is remembered as 0. Signs are
+    compared, where torch compares the product of two gradients with 0, which underflows when they are tiny.
 
     Parameters
     ----------

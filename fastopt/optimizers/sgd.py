@@ -72,12 +72,18 @@ class SGD(Optimizer):
 
     @staticmethod
     def scalars(step, lr, momentum, dampening):
-        return dict(lr=lr, momentum=momentum, grad_weight=1 if step == 1 else 1 - dampening)
+        first = step == 1
+        return dict(
+            lr=lr,
+            momentum=momentum,
+            buffer_weight=0 if first else momentum,
+            grad_weight=1 if first else 1 - dampening,
+        )
 
     @staticmethod
-    def rule(p, g, momentum_buffer, lr, momentum, grad_weight, *, with_momentum, nesterov):
+    def rule(p, g, momentum_buffer, lr, momentum, buffer_weight, grad_weight, *, with_momentum, nesterov):
         if with_momentum:
-            momentum_buffer = momentum * momentum_buffer + grad_weight * g
+            momentum_buffer = buffer_weight * momentum_buffer + grad_weight * g
             if nesterov:
                 g = g + momentum * momentum_buffer
             else:
