@@ -6,6 +6,7 @@ from fastopt._buffers import FlatBuffer as FlatBuffer
 from fastopt._info import __version__ as __version__
 from fastopt._info import info as info
 from fastopt._optimizer import Optimizer as Optimizer
+from fastopt._optimizer import StepInfo as StepInfo
 from fastopt._threads import get_num_threads as get_num_threads
 from fastopt._threads import set_num_threads as set_num_threads
 from fastopt.optimizers import *  # noqa: F403

@@ -91,8 +91,8 @@ def zeros(n: int) -> Array:
     return raw[start : start + nbytes].view(np.float32)
 
 
-def state_arrays(like: Sequence[Array], initial: float) -> list[Array]:
-    """One state array for each array in `like`, of its shape, filled with `initial`.
+def state_arrays(like: Sequence[Array], initial: float, dtype: Any = np.float32) -> list[Any]:
+    """One array of `dtype` for each array in `like`, of its shape, filled with `initial`.
 
     All lie in one allocation. Neighbours in memory get neighbouring states, so that the engine can walk
     them as one; every other state starts on a cache line.
@@ -102,10 +102,10 @@ def state_arrays(like: Sequence[Array], initial: float) -> list[Array]:
     for k, array in enumerate(like):
         follows = k > 0 and like[k - 1].ctypes.data + like[k - 1].nbytes == array.ctypes.data
         if not follows:
-            end += -end % (ALIGNMENT // 4)
+            end += -end % (ALIGNMENT // np.dtype(dtype).itemsize)
         offsets.append(end)
         end += array.size
-    flat = zeros(end)
+    flat = zeros(-(-end * np.dtype(dtype).itemsize // 4)).view(dtype)
     if initial:
         flat.fill(initial)
     return [
@@ -120,10 +120,21 @@ def _gradient_label(optimizer: Optimizer, index: int) -> str:
     return f"{type(optimizer).__name__}: " + optimizer._tensors[index].label.replace("params", "grads", 1)
 
 
-def check_gradient(optimizer: Optimizer, index: int, gradient: Any) -> None:
-    """Raise TypeError or ValueError unless `gradient` fits parameter number `index`."""
+def check_gradient(optimizer: Optimizer, index: int, gradient: Any) -> str:
+    """Raise TypeError or ValueError unless `gradient` fits parameter number `index`; return what it holds."""
     shape = optimizer._tensors[index].array.shape
-    check_array(gradient, _gradient_label(optimizer, index), shape=shape, writable=False)
+    what = _gradient_label(optimizer, index)
+    if isinstance(gradient, np.ndarray):
+        name = gradient.dtype.name
+        if name == "uint16" and optimizer.grad_dtype == "bfloat16":
+            name = "bfloat16"
+        if name in ("float16", "bfloat16"):
+            check_array(gradient, what, shape=shape, dtypes=(gradient.dtype.type,), writable=False)
+            return name
+        if name == "uint16":
+            raise TypeError(f"{what} is uint16; with grad_dtype='bfloat16' at construction that means bfloat16")
+    check_array(gradient, what, shape=shape, writable=False)
+    return "float32"
 
 
 def check_still_writable(optimizer: Optimizer, index: int) -> None:
@@ -176,6 +187,19 @@ def refuse_gradient_count(optimizer: Optimizer, gradients: Sequence[Any]) -> NoR
 def refuse_overlapping_gradient(optimizer: Optimizer, index: int, other: str) -> NoReturn:
     """Explain a gradient in memory that the step writes."""
     raise ValueError(f"{_gradient_label(optimizer, index)} overlaps {other} in memory")
+
+
+def refuse_read_only_gradient(optimizer: Optimizer, index: int) -> NoReturn:
+    """Explain a gradient that cannot be zeroed."""
+    raise ValueError(f"{_gradient_label(optimizer, index)} must be writable for zero_grads, got a read-only array")
+
+
+def refuse_shared_gradients(optimizer: Optimizer, first: int, second: int) -> NoReturn:
+    """Explain gradients of which one would be zeroed before the other is read."""
+    raise ValueError(
+        f"{_gradient_label(optimizer, first)} and {optimizer._tensors[second].label.replace('params', 'grads', 1)} "
+        "overlap in memory, and zero_grads would zero one before the other is read"
+    )
 
 
 def refuse_step(optimizer: Optimizer, index: int, step: int) -> NoReturn:

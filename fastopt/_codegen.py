@@ -147,16 +147,23 @@ class Kernel:
     scalars: tuple[str, ...]
     """Host scalars of the optimizer, used here or not, in the order in which they are passed."""
     body: tuple[Assignment, ...]
+    gives_update: bool = False
+    """Whether it writes the update into a stream of its own and leaves p to the engine, for a trust ratio."""
 
     @property
     def streams(self) -> tuple[str, ...]:
+        return ("p", "g", *self.states, *(("update",) if self.gives_update else ()))
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """Streams that are read."""
         return ("p", "g", *self.states)
 
     @property
     def stored(self) -> tuple[str, ...]:
         """Streams that are written; never the gradient."""
-        assigned = {assignment.name for assignment in self.body}
-        return tuple(name for name in self.streams if name in assigned and name != "g")
+        assigned = {assignment.name for assignment in self.body} - {"g"}
+        return tuple(n for n in self.streams if n in assigned and not (n == "p" and self.gives_update))
 
     @property
     def used_scalars(self) -> tuple[str, ...]:
@@ -183,7 +190,7 @@ def kernels(spec: Spec) -> list[Kernel]:
     rule = Function.parse(spec.rule)
     stage = Function.parse(_stages.rule)
     scalars = scalar_names(spec)
-    expected = ["p", "g", *spec.states]
+    expected = ["p", "g", *spec.rule_states]
     if rule.arguments[: len(expected)] != expected:
         raise rule.error(rule.tree, f"must start with the arguments {', '.join(expected)}")
     for name in rule.arguments[len(expected) :]:
@@ -192,22 +199,29 @@ def kernels(spec: Spec) -> list[Kernel]:
     found: dict[str, Kernel] = {}
     regularizable = "weight_decay" in spec.hypers or "l1" in spec.hypers
     for regularized, flags in itertools.product((False, True)[: 1 + regularizable], spec.flag_choices()):
-        body = _specialise(stage, {"regularized": regularized}, ["p", "g"])
-        body += _specialise(rule, flags, expected)
+        stage_flags = {"regularized": regularized, "trusted": spec.trust == "gradient"}
+        body = _specialise(stage, stage_flags, ["p", "g"])
+        if spec.trust == "update":
+            body += _specialise(Function.parse(_stages.before_update), {}, ["p", "weight"])
+        body += _specialise(rule, {**spec.fixed_flags, **flags}, expected)
+        if spec.trust == "update":
+            body += _specialise(Function.parse(_stages.after_update), stage_flags, ["update"])
         touched = {assignment.name for assignment in body}.union(*(a.reads() for a in body))
-        states = tuple(name for name in spec.states if name in touched)
+        states = tuple(name for name in spec.rule_states if name in touched)
         text = "\n".join(f"{a.name} = {ast.unparse(a.expression)}" for a in body)
+        name = spec.kernel_name(flags, regularized)
         declared = spec.states_for(flags)
         if states != declared:
             raise rule.error(rule.tree, f"with {flags} uses the states {states}, but declares {declared}")
-        found.setdefault(text, Kernel(spec.kernel_name(flags, regularized), states, scalars, tuple(body)))
+        found.setdefault(text, Kernel(name, states, scalars, tuple(body), spec.trust == "update"))
     return list(found.values())
 
 
 def _specialise(function: Function, flags: Mapping[str, bool], returned: list[str]) -> list[Assignment]:
     """The assignments that `function` comes down to under `flags`; check its text on the way."""
     *statements, last = function.body
-    names = last.value.elts if isinstance(last, ast.Return) and isinstance(last.value, ast.Tuple) else []
+    value = last.value if isinstance(last, ast.Return) else None
+    names = value.elts if isinstance(value, ast.Tuple) else [value]
     if [name.id for name in names if isinstance(name, ast.Name)] != [n for n in returned if n != "g"] and [
         name.id for name in names if isinstance(name, ast.Name)
     ] != returned:
@@ -232,8 +246,8 @@ def _specialise(function: Function, flags: Mapping[str, bool], returned: list[st
     return result
 
 
-def _returned(function: Function) -> list[str]:
-    """Names in the final ``return dict(name=...)`` of a scalars function."""
+def _returned(function: Function) -> dict[str, ast.expr]:
+    """The final ``return dict(name=...)`` of a scalars function."""
     last = function.body[-1]
     if not (
         isinstance(last, ast.Return)
@@ -243,7 +257,7 @@ def _returned(function: Function) -> list[str]:
         and not last.value.args
     ):
         raise function.error(last, "must end with `return dict(name=..., ...)`")
-    return [str(keyword.arg) for keyword in last.value.keywords]
+    return {str(keyword.arg): keyword.value for keyword in last.value.keywords}
 
 
 # --- NumPy ------------------------------------------------------------------------------------------------
@@ -257,7 +271,7 @@ class _ToNumPy(ast.NodeTransformer):
 
 def numpy_source(kernel: Kernel) -> str:
     """Text of a Python function that evaluates `kernel` on whole arrays, one operation at a time."""
-    lines = [f"def {kernel.name}({', '.join([*kernel.streams, *kernel.used_scalars])}):"]
+    lines = [f"def {kernel.name}({', '.join([*kernel.loaded, *kernel.used_scalars])}):"]
     for assignment in kernel.body:
         expression = _ToNumPy().visit(ast.parse(ast.unparse(assignment.expression), mode="eval").body)
         lines.append(f"    {assignment.name} = {ast.unparse(expression)}")
@@ -310,7 +324,7 @@ def _cython_kernel(kernel: Kernel) -> str:
     arguments = [f"stream {name}_stream" for name in kernel.streams]
     arguments += ["Py_ssize_t n", *(f"float {name}" for name in kernel.used_scalars)]
     values = ", ".join([*kernel.streams, *kernel.temporaries])
-    body = [f"{name} = {name}_stream[i]" for name in kernel.streams]
+    body = [f"{name} = {name}_stream[i]" for name in kernel.loaded]
     body += [f"{a.name} = {_cython(a.expression, _ToCython)}" for a in kernel.body]
     body += [f"{name}_stream[i] = {name}" for name in kernel.stored]
     unpack = [f"cdef stream {name}_stream = streams[{k}] + start" for k, name in enumerate(kernel.streams)]
@@ -344,63 +358,95 @@ cdef void {kernel.name}_tile(
 """
 
 
+def _host_statements(
+    function: Function, inputs: Mapping[str, list[str]], prefix: str
+) -> tuple[list[str], Callable[[ast.expr], str]]:
+    """The body of a host function but its return, in Cython; and a translator of expressions in its names.
+
+    `inputs` says where its arguments come from; their local names get `prefix`.
+    """
+    lines = []
+    declared = set()
+    known = set(function.arguments)
+    renamed = {name: f"{prefix}{name}" for name in function.arguments}
+
+    def translate(expression: ast.expr) -> str:
+        function.check_expression(expression, _SCALARS_NODES, known)
+        return _double(expression, renamed)
+
+    for name in function.arguments:
+        if name not in inputs:
+            raise function.error(function.tree, f"argument {name!r} is no hyperparameter and not from the engine")
+        if len(inputs[name]) == 1:
+            lines.append(f"cdef double {prefix}{name} = {inputs[name][0]}")
+            declared.add(name)
+    for statement in function.body[:-1]:
+        if (
+            isinstance(statement, ast.Assign)
+            and isinstance(statement.targets[0], ast.Tuple)
+            and isinstance(statement.value, ast.Name)
+        ):
+            names = [ast.unparse(target) for target in statement.targets[0].elts]
+            values = inputs.get(statement.value.id, [])
+        else:
+            names = [function.target(statement)]
+            assert isinstance(statement, ast.Assign)
+            values = [translate(statement.value)]
+        if len(names) != len(values):
+            raise function.error(statement, f"cannot unpack {ast.unparse(statement)!r}")
+        for name, value in zip(names, values, strict=True):
+            renamed[name] = f"{prefix}{name}"
+            lines.append(f"{'' if name in declared else 'cdef double '}{prefix}{name} = {value}")
+            known.add(name)
+            declared.add(name)
+    return lines, translate
+
+
+def _hyper_inputs(spec: Spec) -> dict[str, list[str]]:
+    """Where the compiled host functions find each hyperparameter."""
+    inputs = {}
+    slot = 0
+    for name, width in hyper_slots(spec):
+        inputs[name] = [f"hyper[{slot + k}]" for k in range(width)]
+        slot += width
+    return inputs
+
+
 def _cython_scalars(spec: Spec) -> str:
     """The function that computes the host scalars of `spec`."""
-    names = scalar_names(spec)
+    inputs = _hyper_inputs(spec)
+    inputs |= {name: [f"running[{k}]"] for k, name in enumerate(spec.running)}
     sources = {}
-    lines: list[str] = []
-    slot = 0
-    unpacked: dict[str, list[str]] = {}
-    for name, width in hyper_slots(spec):
-        unpacked[name] = [f"hyper[{slot + k}]" for k in range(width)]
-        slot += width
-    inputs = {"step": "step"}
-    inputs |= {name: f"running[{k}]" for k, name in enumerate(spec.running)}
-    for prefix, function in (("stage_", Function.parse(_stages.scalars)), ("", Function.parse(spec.scalars))):
-        local = [name for name in function.arguments if name != "step"]
-        for name in local:
-            values = unpacked.get(name) or [inputs[name]]
-            if len(values) == 1:
-                lines.append(f"cdef double {prefix}{name} = {values[0]}")
-        known = set(function.arguments)
-        declared = set(local)
-        renamed = {name: f"{prefix}{name}" for name in local}
-        *statements, last = function.body
-        for statement in statements:
-            if (
-                isinstance(statement, ast.Assign)
-                and isinstance(statement.targets[0], ast.Tuple)
-                and isinstance(statement.value, ast.Name)
-            ):
-                pair = unpacked[statement.value.id]
-                for target, value in zip(statement.targets[0].elts, pair, strict=True):
-                    assert isinstance(target, ast.Name)
-                    lines.append(f"cdef double {target.id} = {value}")
-                    known.add(target.id)
-                    declared.add(target.id)
-                continue
-            target_name = function.target(statement)
-            assert isinstance(statement, ast.Assign)
-            function.check_expression(statement.value, _SCALARS_NODES, known)
-            define = "" if target_name in declared else "cdef double "
-            lines.append(f"{define}{target_name} = {_double(statement.value, renamed)}")
-            known.add(target_name)
-            declared.add(target_name)
-        assert isinstance(last, ast.Return)
-        assert isinstance(last.value, ast.Call)
-        for keyword in last.value.keywords:
-            function.check_expression(keyword.value, _SCALARS_NODES, known)
-            sources[str(keyword.arg)] = _double(keyword.value, renamed)
-    for k, name in enumerate(names):
-        lines.append(f"scalars[{k}] = <float>({sources[name]})  # {name}")
-    for k, name in enumerate(spec.running):
-        lines.append(f"running[{k}] = {sources[name]}")
-    body = "\n".join(f"    {line}" for line in lines)
+    lines = []
+    for prefix, function in (("stage_", Function.parse(_stages.scalars)), ("own_", Function.parse(spec.scalars))):
+        statements, translate = _host_statements(function, inputs | {"step": ["step"]}, prefix)
+        lines += statements
+        for name, value in _returned(function).items():
+            sources[name] = translate(value)
+    lines += [f"scalars[{k}] = <float>({sources[name]})  # {name}" for k, name in enumerate(scalar_names(spec))]
+    lines += [f"running[{k}] = {sources[name]}" for k, name in enumerate(spec.running)]
     return f"""
 cdef void {spec.rule_name}_scalars(
     const double* hyper, double step, double* running, float* scalars
 ) noexcept nogil:
-{body}
+{textwrap.indent(chr(10).join(lines), " " * 4)}
+"""
+
+
+def _cython_trust(spec: Spec) -> str:
+    """The function that computes the trust ratio of `spec`, if it has one."""
+    if spec.trust is None:
+        return ""
+    function = Function.parse(spec.cls.trust_ratio)
+    given = {"p_norm": ["p_norm_"], f"{spec.trust}_norm": ["other_norm"]}
+    lines, translate = _host_statements(function, _hyper_inputs(spec) | given, "own_")
+    last = function.body[-1]
+    if not isinstance(last, ast.Return) or last.value is None:
+        raise function.error(last, "must end with `return ratio`")
+    lines.append(f"return {translate(last.value)}")
+    return f"""
+cdef double {spec.rule_name}_trust(const double* hyper, double p_norm_, double other_norm) noexcept nogil:
+{textwrap.indent(chr(10).join(lines), " " * 4)}
 """
 
 
@@ -429,10 +475,12 @@ def cython_source(specs: Iterable[Spec], template: Path, isa: str) -> str:
         seen.add(spec.rule_name)
         text.append(f"\n# {spec.rule_name}: from {Path(inspect.getfile(spec.rule)).name}\n")
         text.append(_cython_scalars(spec))
+        text.append(_cython_trust(spec))
+        trust = f"{spec.rule_name}_trust" if spec.trust else "NULL"
         for kernel in kernels(spec):
             text.append(_cython_kernel(kernel))
             table.append(
-                f"KERNELS[{kernel.name!r}] = make_kernel({kernel.name}_tile, {spec.rule_name}_scalars, "
+                f"KERNELS[{kernel.name!r}] = make_kernel({kernel.name}_tile, {spec.rule_name}_scalars, {trust}, "
                 f"{kernel.states!r}, {len(kernel.scalars)})"
             )
     source = template.read_text(encoding="utf-8")

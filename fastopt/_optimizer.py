@@ -2,20 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NoReturn, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeAlias, TypedDict
 
 import numpy as np
 
 from fastopt import _buffers, _stages, _threads, backends
-from fastopt._rule import Spec
+from fastopt._rule import Real, Spec, Switch
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+elif sys.version_info >= (3, 11):
+    from typing import Unpack
+else:  # only read by type checkers
+
+    class Unpack:
+        """Stands in for typing.Unpack."""
+
+        def __class_getitem__(cls, options):
+            return options
+
 
 Array: TypeAlias = _buffers.Array
 Params: TypeAlias = Array | Sequence[Array] | Mapping[str, Array] | Sequence[dict[str, Any]]
 Gradients: TypeAlias = Array | Sequence[Array | None] | Mapping[str, Array | None]
 Backend: TypeAlias = Literal["auto", "cpu", "reference"]
 State: TypeAlias = Mapping[str, np.ndarray]
+
+
+class Options(TypedDict, total=False):
+    """What every optimizer takes beside its hyperparameters; see `Optimizer`."""
+
+    n_threads: int | None
+    backend: Backend
+    ema_decay: float | None
+    copy_dtype: Literal["bfloat16", "float16"] | None
+    grad_dtype: Literal["bfloat16"] | None
+
+
+class StepOptions(TypedDict, total=False):
+    """What every step takes beside the gradients; see `Optimizer.step`."""
+
+    grad_scale: float
+    max_norm: float | None
+    clip_value: float | None
+    skip_nonfinite: bool
+    zero_grads: bool
+
+
+class StepInfo(NamedTuple):
+    """What became of a step."""
+
+    applied: bool
+    """False if `skip_nonfinite` found an inf or NaN: nothing was changed then."""
+    grad_norm: float | None
+    """Global L2 norm of the scaled gradients before clipping; None where nothing asked for it."""
+
+
+_APPLIED = StepInfo(True, None)
+_NON_NEGATIVE = Real(0.0)
 
 _KEPT_FOR_OTHERS = ("initial_lr",)
 """Keys of a param group that no kernel reads: learning rate schedulers keep them there."""
@@ -26,7 +75,7 @@ _OF_TORCH = ("foreach", "fused", "capturable", "differentiable")
 class _Tensor:
     """One parameter and what the optimizer keeps for it."""
 
-    __slots__ = ("array", "group", "label", "running", "state", "states", "step")
+    __slots__ = ("array", "copy", "ema", "group", "label", "running", "states", "step", "update")
 
     def __init__(
         self, array: Array, label: str, group: int, states: dict[str, Array], step: np.ndarray, running: np.ndarray
@@ -37,6 +86,9 @@ class _Tensor:
         self.states = states
         self.step = step
         self.running = running
+        self.ema: Array | None = None
+        self.copy: np.ndarray | None = None
+        self.update: Array | None = None
 
     def expose(self, spec: Spec) -> State:
         """What users see as the state of this tensor: live arrays under fixed names."""
@@ -60,6 +112,15 @@ class Optimizer:
     backend : {"auto", "cpu", "reference"}
         "cpu" runs the compiled kernels, "reference" the NumPy text. "auto" is "cpu", or what the environment
         variable FASTOPT_BACKEND says.
+    ema_decay : float in [0, 1] or None
+        Keep an exponential moving average of the parameters, ``ema = ema_decay * ema + (1 - ema_decay) * p``
+        after every step, starting from the parameters as they are now: see `ema` and `swap_ema`.
+    copy_dtype : {"bfloat16", "float16"} or None
+        Keep a copy of the parameters in low precision, rounded to nearest even after every step: see
+        `params_copy`.
+    grad_dtype : "bfloat16" or None
+        Take uint16 gradients for bfloat16 numbers. Float32, float16 and (from ml_dtypes) bfloat16 gradients
+        need no word.
 
     Raises
     ------
@@ -73,10 +134,14 @@ class Optimizer:
     spec: ClassVar[Spec]
     states: ClassVar[Mapping[str, float | str]] = {}
     optional_states: ClassVar[Mapping[str, str]] = {}
+    fixed_flags: ClassVar[Mapping[str, bool]] = {}
+    """Flags of an inherited rule that are not for this optimizer to choose."""
     derived_states: ClassVar[tuple[str, ...]] = ()
     """States of torch's that follow from the step count here; its state dicts carry them."""
     running: ClassVar[Mapping[str, float]] = {}
     decoupled_weight_decay: ClassVar[bool] = False
+    trust: ClassVar[Literal["update", "gradient"] | None] = None
+    """What the trust ratio, ``trust_ratio(p_norm, update_norm or gradient_norm, ...)``, scales in every tensor."""
 
     @staticmethod
     def check_together() -> None:
@@ -88,17 +153,25 @@ class Optimizer:
         return {}
 
     def __init__(self, params: Params | None, arguments: Mapping[str, Any]) -> None:
-        """`arguments`: those of the subclass's ``__init__``, of which the hyperparameters are taken."""
+        """`arguments`: those of the subclass's ``__init__``, the hyperparameters and ``options`` among them."""
+        options: Options = arguments["options"]
+        unknown = [name for name in options if name not in Options.__annotations__]
+        if unknown:
+            raise TypeError(f"{self._name}: unknown arguments {unknown}; known are {', '.join(self.spec.hypers)}")
         self.defaults: dict[str, Any] = self.spec.check(arguments)
         """Hyperparameters of a param group that does not set its own."""
-        self._backend = backends.resolve(arguments["backend"])
+        self._backend = backends.resolve(options.get("backend", "auto"))
+        self._ema_decay = self._optional("ema_decay", Real(0.0, 1.0), options.get("ema_decay"))
+        self._copy_dtype = self._one_of("copy_dtype", ("bfloat16", "float16"), options.get("copy_dtype"))
+        self._grad_dtype = self._one_of("grad_dtype", ("bfloat16",), options.get("grad_dtype"))
         self._param_groups: list[dict[str, Any]] = []
         self._tensors: list[_Tensor] = []
         self._names: tuple[str, ...] | None = None
         self._structure: Literal["single", "sequence", "mapping"]
         self._awaited: dict[str, Mapping[str, Any]] = {}
         self._plan: Any = None
-        self.n_threads = arguments["n_threads"]
+        self._ema_is_in = False
+        self.n_threads = options.get("n_threads")
         if params is None:
             self._structure = "mapping"
             self._names = ()
@@ -144,12 +217,42 @@ class Optimizer:
         Each is a mapping of live arrays: ``"step"`` (int64, shape ()) and the state arrays, shaped like the
         parameter. Write into the arrays to change a state.
         """
-        exposed = [tensor.expose(self.spec) for tensor in self._tensors]
-        return exposed if self._names is None else dict(zip(self._names, exposed, strict=True))
+        return self._structured([tensor.expose(self.spec) for tensor in self._tensors])
+
+    @property
+    def ema(self) -> Any:
+        """Averages of the parameters, a list or a dict as `state`; needs `ema_decay`. Live arrays."""
+        self._need("ema_decay", self._ema_decay)
+        return self._structured([tensor.ema for tensor in self._tensors])
+
+    @property
+    def params_copy(self) -> Any:
+        """The parameters in low precision, a list or a dict as `state`; needs `copy_dtype`. Live arrays.
+
+        float16 arrays, or bfloat16: arrays of that type if ml_dtypes is installed, else uint16 with its bits.
+        What is written into a parameter between two steps is copied at the next, or by `refresh_params_copy`.
+        """
+        self._need("copy_dtype", self._copy_dtype)
+        return self._structured([tensor.copy for tensor in self._tensors])
+
+    @property
+    def ema_decay(self) -> float | None:
+        """Decay of the moving average, or None."""
+        return self._ema_decay
+
+    @property
+    def copy_dtype(self) -> str | None:
+        """Type of the copy of the parameters, or None."""
+        return self._copy_dtype
+
+    @property
+    def grad_dtype(self) -> str | None:
+        """What uint16 gradients are, or None."""
+        return self._grad_dtype
 
     @property
     def state_nbytes(self) -> int:
-        """Bytes of all state arrays together."""
+        """Bytes of all state arrays together, without `ema` and `params_copy`."""
         return sum(array.nbytes for tensor in self._tensors for array in tensor.states.values())
 
     @property
@@ -167,30 +270,67 @@ class Optimizer:
         self._n_threads = None if n_threads is None else _threads.check_n_threads(n_threads)
         self._plan = None
 
-    def step(self, grads: Gradients) -> None:
-        """Update every parameter in place.
+    def step(
+        self,
+        grads: Gradients,
+        *,
+        grad_scale: float = 1.0,
+        max_norm: float | None = None,
+        clip_value: float | None = None,
+        skip_nonfinite: bool = False,
+        zero_grads: bool = False,
+    ) -> StepInfo:
+        """Update every parameter in place, and what is kept beside it, in one pass.
 
         Parameters
         ----------
         grads
             Gradients in the structure of the parameters: one array, a list (for param groups: over all
-            groups, in their order), or a dict with the same names. Each is a C-contiguous float32 array of
-            its parameter's shape, which is only read, or None: that parameter, its state and its step count
-            stay as they are.
+            groups, in their order), or a dict with the same names. Each is a C-contiguous array of its
+            parameter's shape, float32, float16 or bfloat16, or None: that parameter and all that is kept for it
+            stay as they are. Only read, unless `zero_grads`.
+        grad_scale : float, default 1
+            Multiplies every gradient, before anything else looks at it.
+        max_norm : float >= 0 or inf, default None
+            Clip by the global L2 norm over all gradients: multiply them by min(1, max_norm / (norm + 1e-6)),
+            torch's formula. inf only computes the norm.
+        clip_value : float >= 0, default None
+            Then clamp every element to [-clip_value, clip_value].
+        skip_nonfinite : bool, default False
+            With an inf or NaN in any scaled gradient change nothing: no parameter, no state, no step count.
+        zero_grads : bool, default False
+            Leave the gradients zero, also after a skipped step.
+
+        Returns
+        -------
+        StepInfo
+            ``applied`` and ``grad_norm``, the norm before clipping, where `max_norm` or `skip_nonfinite` asked.
 
         Raises
         ------
         TypeError, ValueError
-            For gradients or hyperparameters that do not fit; nothing was written then.
+            For gradients, hyperparameters or options that do not fit; nothing was written then.
         RuntimeError
-            While another thread is inside `step`.
+            While another thread is inside `step`, and inside `swap_ema`.
         """
         plan = self._plan
         if plan is None:
             plan = self._make_plan()
-        plan.step(grads)
+        if (
+            grad_scale == 1.0
+            and max_norm is None
+            and clip_value is None
+            and skip_nonfinite is False
+            and zero_grads is False
+        ):
+            plan.step(grads)
+            return _APPLIED
+        options = self._check_step_options(grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads)
+        return StepInfo(*plan.step(grads, options))
 
-    def update(self, params: Mapping[str, Array], grads: Mapping[str, Array | None]) -> None:
+    def update(
+        self, params: Mapping[str, Array], grads: Mapping[str, Array | None], **options: Unpack[StepOptions]
+    ) -> StepInfo:
         """Update the arrays in the dict `params` in place; state is made when a name is first seen.
 
         Parameters
@@ -200,10 +340,12 @@ class Optimizer:
             same shape. Names of earlier calls that are missing here are left alone.
         grads
             Name -> gradient, with the names of `params`.
+        options
+            As for `step`.
 
         Raises
         ------
-        TypeError, ValueError
+        TypeError, ValueError, RuntimeError
             As in `step`, and when a name comes back with another shape.
         """
         if self._structure != "mapping":
@@ -223,7 +365,44 @@ class Optimizer:
             self._rebind(moved, new)
         if len(params) < len(self._tensors):
             grads = {name: grads.get(name) for name in self._names or ()}
-        self.step(grads)
+        return self.step(grads, **options)
+
+    @contextlib.contextmanager
+    def swap_ema(self) -> Iterator[None]:
+        """Put the averages in the place of the parameters for the length of a with block.
+
+        Parameters and averages are exchanged in place, `params_copy` follows, and all of it is undone at the
+        end, also after an exception. No step can be made inside.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> p = np.zeros(2, np.float32)
+        >>> opt = fastopt.SGD([p], lr=1.0, ema_decay=0.75)
+        >>> opt.step([np.ones(2, np.float32)])
+        StepInfo(applied=True, grad_norm=None)
+        >>> with opt.swap_ema():
+        ...     print(p)
+        [-0.25 -0.25]
+        >>> p
+        array([-1., -1.], dtype=float32)
+        """
+        self._need("ema_decay", self._ema_decay)
+        if self._ema_is_in:
+            raise RuntimeError(f"{self._name}: swap_ema() inside swap_ema()")
+        self._exchange_ema()
+        self._ema_is_in, self._plan = True, None
+        try:
+            yield
+        finally:
+            self._ema_is_in = False
+            self._exchange_ema()
+
+    def refresh_params_copy(self) -> None:
+        """Copy the parameters as they are now into `params_copy`."""
+        self._need("copy_dtype", self._copy_dtype)
+        for tensor in self._tensors:
+            self._backend.copy_array(tensor.array, tensor.copy)
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add parameters with hyperparameters of their own.
@@ -248,7 +427,7 @@ class Optimizer:
         dict
             Of plain types and copied arrays, in torch's form: ``"state"`` maps a parameter's position to its
             state, ``"param_groups"`` lists hyperparameters, positions (``"params"``) and, for dicts,
-            ``"param_names"``.
+            ``"param_names"``; ``"ema"`` maps positions to averages, with `ema_decay`.
         """
         state = {}
         for position, tensor in enumerate(self._tensors):
@@ -265,14 +444,18 @@ class Optimizer:
             if self._names is not None:
                 saved["param_names"] = [self._names[i] for i in positions]
             groups.append(saved)
-        return {"optimizer": self._name, "state": state, "param_groups": groups}
+        saved = {"optimizer": self._name, "state": state, "param_groups": groups}
+        if self._ema_decay is not None:
+            averages = [tensor.ema.copy() for tensor in self._tensors if tensor.ema is not None]
+            saved["ema"] = dict(enumerate(averages))
+        return saved
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over state, step counts and hyperparameters from a `state_dict`.
 
         State dicts of torch's optimizer of the same name load too (CPU tensors or arrays); what torch has no
-        word for, such as ``l1``, stays as it is. An optimizer that has no parameters yet takes the state of
-        each name when `update` first sees it.
+        word for, such as ``l1``, stays as it is, and averages start anew from the parameters. An optimizer that
+        has no parameters yet takes the state of each name when `update` first sees it.
 
         Raises
         ------
@@ -296,8 +479,13 @@ class Optimizer:
             "names": self._names,
             "params": params,
             "defaults": self.defaults,
-            "n_threads": self._n_threads,
-            "backend": self.backend,
+            "options": {
+                "n_threads": self._n_threads,
+                "backend": self.backend,
+                "ema_decay": self._ema_decay,
+                "copy_dtype": self._copy_dtype,
+                "grad_dtype": self._grad_dtype,
+            },
             "state_dict": self.state_dict(),
             "awaited": self._awaited,
         }
@@ -312,8 +500,7 @@ class Optimizer:
             }
             for group in saved["state_dict"]["param_groups"]
         ]
-        arguments = {**saved["defaults"], "n_threads": saved["n_threads"], "backend": saved["backend"]}
-        Optimizer.__init__(self, groups if params else None, arguments)
+        Optimizer.__init__(self, groups if params else None, {**saved["defaults"], "options": saved["options"]})
         if saved["structure"] == "single":
             self._structure = "single"
             self._tensors[0].label = "params"
@@ -326,7 +513,49 @@ class Optimizer:
     def _name(self) -> str:
         return type(self).__name__
 
+    def _structured(self, values: list[Any]) -> Any:
+        """`values`, one for each parameter, as a list or as a dict by their names."""
+        return values if self._names is None else dict(zip(self._names, values, strict=True))
+
+    def _need(self, option: str, value: Any) -> None:
+        if value is None:
+            raise ValueError(f"{self._name}: needs {option}= at construction")
+
+    def _optional(self, name: str, kind: Real, value: Any) -> float | None:
+        return None if value is None else kind.check(self._name, name, value)
+
+    def _one_of(self, name: str, known: tuple[str, ...], value: Any) -> str | None:
+        if value is not None and (not isinstance(value, str) or value not in known):
+            raise ValueError(f"{self._name}: {name} must be None or {' or '.join(map(repr, known))}, got {value!r}")
+        return value
+
+    def _check_step_options(
+        self, grad_scale: Any, max_norm: Any, clip_value: Any, skip_nonfinite: Any, zero_grads: Any
+    ) -> tuple[float, float | None, float | None, bool, bool]:
+        if not (isinstance(max_norm, float) and max_norm == float("inf")):
+            max_norm = self._optional("max_norm", _NON_NEGATIVE, max_norm)
+        return (
+            Real().check(self._name, "grad_scale", grad_scale),
+            max_norm,
+            self._optional("clip_value", _NON_NEGATIVE, clip_value),
+            Switch().check(self._name, "skip_nonfinite", skip_nonfinite),
+            Switch().check(self._name, "zero_grads", zero_grads),
+        )
+
+    def _exchange_ema(self) -> None:
+        for tensor in self._tensors:
+            assert tensor.ema is not None
+            kept = tensor.array.copy()
+            tensor.array[...] = tensor.ema
+            tensor.ema[...] = kept
+        if self._copy_dtype is not None:
+            self.refresh_params_copy()
+
     def _make_plan(self) -> Any:
+        if self._ema_is_in:
+            raise RuntimeError(
+                f"{self._name}: step() inside swap_ema(), where the averages stand in for the parameters"
+            )
         if not self._tensors and not self._names:
             raise ValueError(
                 f"{self._name}: no parameters yet; pass params to the constructor or call update(params, grads)"
@@ -389,6 +618,9 @@ class Optimizer:
         for tensor in self._tensors:
             if tensor.label not in leave:
                 written.append((tensor.array, tensor.label))
+            for what, kept in (("average", tensor.ema), ("copy", tensor.copy)):
+                if kept is not None:
+                    written.append((kept, f"the {what} of {tensor.label}"))
             written += [(array, f"state {name!r} of {tensor.label}") for name, array in tensor.states.items()]
         overlap = backends.engine().Ranges([array for array, _ in written]).first_overlap()
         if overlap is not None:
@@ -406,7 +638,27 @@ class Optimizer:
         for k, (array, label) in enumerate(zip(arrays, labels, strict=True)):
             states = {name: column[k] for name, column in zip(names, columns, strict=True)}
             self._tensors.append(_Tensor(array, label, group, states, steps[k : k + 1].reshape(()), running[k]))
+        added = self._tensors[len(self._tensors) - len(arrays) :]
+        if self.spec.trust == "update":
+            for tensor, update in zip(added, _buffers.state_arrays(arrays, 0.0), strict=True):
+                tensor.update = update
+        if self._ema_decay is not None:
+            for tensor, ema in zip(added, _buffers.state_arrays(arrays, 0.0), strict=True):
+                ema[...] = tensor.array
+                tensor.ema = ema
+        if self._copy_dtype is not None:
+            for tensor, copy in zip(added, _buffers.state_arrays(arrays, 0.0, self._copy_type()), strict=True):
+                self._backend.copy_array(tensor.array, copy)
+                tensor.copy = copy
         self._plan = None
+
+    def _copy_type(self) -> np.dtype:
+        """Type of the arrays in `params_copy`."""
+        if self._copy_dtype == "float16":
+            return np.dtype(np.float16)
+        if importlib.util.find_spec("ml_dtypes") is None:
+            return np.dtype(np.uint16)
+        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
 
     def _add_missing_states(self, tensor: _Tensor, names: Iterable[str]) -> None:
         """Give `tensor` zeros for states that it does not have; the caller fills them."""

@@ -151,12 +151,22 @@ class Spec:
         self.rule: Callable = cls.rule
         self.scalars: Callable = cls.scalars
         self.reference: Callable = cls.reference
-        self.rule_name = next(base.__name__.lower() for base in cls.__mro__ if "rule" in vars(base))
-        """The rule's name in the compiled kernels: that of the optimizer that defines it."""
-        self.states: Mapping[str, float | str] = dict(cls.states)
+        defining = next(base for base in cls.__mro__ if "rule" in vars(base))
+        self.rule_name = cls.__name__.lower() if cls.trust else defining.__name__.lower()
+        """The kernels' name: that of the optimizer that defines the rule, or its own if it has a trust ratio."""
+        self.rule_states = tuple(cls.states)
+        """State arrays in the rule's arguments."""
+        self.fixed_flags: Mapping[str, bool] = dict(cls.fixed_flags)
+        self.states: Mapping[str, float | str] = {
+            state: initial
+            for state, initial in cls.states.items()
+            if self.fixed_flags.get(cls.optional_states.get(state, ""), True)
+        }
         """State arrays; the initial value of each, or the name of the hyperparameter that gives it."""
-        self.optional_states: Mapping[str, str] = dict(cls.optional_states)
+        self.optional_states: Mapping[str, str] = {n: f for n, f in cls.optional_states.items() if n in self.states}
         """States that only a flag of the rule needs: state -> flag."""
+        self.trust: str | None = cls.trust
+        """What a trust ratio per tensor scales: "update", "gradient" or None."""
         self.running: Mapping[str, float] = dict(cls.running)
         """Float64 scalars that a tensor carries from step to step, with their initial values."""
         hints = typing.get_type_hints(cls.__init__, include_extras=True)
@@ -165,8 +175,11 @@ class Spec:
             for name, parameter in inspect.signature(cls.__init__).parameters.items()
             if (kind := _kind(hints.get(name))) is not None
         }
-        self.scalar_hypers = tuple(n for n in inspect.signature(cls.scalars).parameters if n in self.hypers)
-        """Hyperparameters that `scalars` takes, in its order."""
+        host = [cls.scalars, *([cls.trust_ratio] if cls.trust else [])]
+        self.scalar_hypers = tuple(
+            dict.fromkeys(n for function in host for n in inspect.signature(function).parameters if n in self.hypers)
+        )
+        """Hyperparameters that `scalars` and `trust_ratio` take, in their order."""
         self.reference_hypers = tuple(n for n in inspect.signature(cls.reference).parameters if n in self.hypers)
         """Hyperparameters that `reference` takes."""
         self._together = tuple(inspect.signature(cls.check_together).parameters)
@@ -174,7 +187,7 @@ class Spec:
         self.flag_names = tuple(
             name
             for name, parameter in inspect.signature(cls.rule).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in self.fixed_flags
         )
 
     def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,10 +227,16 @@ class Spec:
         return {
             "lr": values["lr"],
             "weight_decay": values.get("weight_decay", 0.0),
-            "decoupled": bool(decoupled),
+            "decoupled": bool(decoupled) and self.trust != "update",
+            "inside": self.trust == "update",
             "l1": values.get("l1", 0.0),
             "maximize": values.get("maximize", False),
         }
+
+    def reference_stage_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The same without what the optimizer's own reference takes care of."""
+        stage = self.stage_values(values)
+        return stage | {name: 0.0 for name in ("weight_decay", "l1") if name in self.reference_hypers}
 
     def initial(self, state: str, values: Mapping[str, Any]) -> float:
         """Initial value of every element of `state` under the hyperparameters `values`."""

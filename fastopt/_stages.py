@@ -1,7 +1,8 @@
 """The gradient stage: what happens to every gradient before any rule sees it, written as a rule.
 
-The generator puts its text in front of each rule's, so every optimizer has maximize, weight decay in
-both forms and L1 regularisation without a line of its own.
+The generator puts its text in front of each rule's, so every optimizer has gradient scaling, clipping by
+norm, maximize, weight decay in both forms and L1 regularisation without a line of its own. The stages
+that work on tiles (element-wise clipping, low precision, moving average) are in `kernels/`.
 """
 
 from __future__ import annotations
@@ -9,27 +10,51 @@ from __future__ import annotations
 from fastopt._rule import sign
 
 
-def scalars(lr, weight_decay, decoupled, l1, maximize):
-    """Host scalars, float64; rounded once to float32."""
+def scalars(lr, weight_decay, decoupled, inside, l1, maximize):
+    """Host scalars, float64; rounded once to float32.
+
+    The engine puts a step's scale, its clipping and a tensor's trust ratio into the first three.
+    """
     return dict(
         grad_scale=-1 if maximize else 1,
+        clip_coefficient=1,
+        trust=1,
         decay=lr * weight_decay if decoupled else 0,
-        l2=0 if decoupled else weight_decay,
+        l2=0 if decoupled else (0 if inside else weight_decay),
         l1=l1,
+        update_decay=weight_decay if inside else 0,
+        nothing=0,
     )
 
 
-def rule(p, g, grad_scale, decay, l2, l1, *, regularized):
+def rule(p, g, grad_scale, clip_coefficient, trust, decay, l2, l1, *, regularized, trusted):
     """Multiplication by 1 changes no bit; a zero times an infinite p would, hence the flag.
 
     The decay is subtracted: rounded to float32, the factor 1 - lr * weight_decay is 0.14% off the decay at AdamW's
     defaults, always in the same direction.
     """
-    g = grad_scale * g
+    g = clip_coefficient * (grad_scale * g)
     if regularized:
         g = g + l2 * p + l1 * sign(p)
         p = p - decay * p
+    if trusted:
+        g = trust * g
     return p, g
+
+
+def before_update(p, nothing):
+    """In front of the rule of an optimizer whose trust ratio scales the update: the rule steps from 0."""
+    weight = p
+    p = nothing
+    return p, weight
+
+
+def after_update(p, weight, update_decay, nothing, *, regularized):
+    """Behind it: what the rule subtracted, and the weight decay that counts in the update's norm."""
+    update = nothing - p
+    if regularized:
+        update = update_decay * weight + update
+    return update
 
 
 def regularized(values):
@@ -37,7 +62,7 @@ def regularized(values):
     return values["l1"] != 0 or values["weight_decay"] != 0
 
 
-def reference(p, g, *, lr, weight_decay, decoupled, l1, maximize):
+def reference(p, g, *, lr, weight_decay, decoupled, inside, l1, maximize):  # noqa: ARG001  inside: its own has it
     """The same as a textbook writes it: (p, g), new arrays where they change."""
     if maximize:
         g = -g

@@ -30,6 +30,10 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     hypers = [_hypers(optimizer, k, saved, ours) for k, saved in enumerate(saved_groups)]
     unbound = not optimizer._tensors
     matched: dict[int, Any] = {}
+    averages: dict[int, Any] = {}
+    if ours and not unbound and ("ema" in state_dict) != (optimizer.ema_decay is not None):
+        has, wants = ("has", "no") if "ema" in state_dict else ("lacks", "an")
+        raise ValueError(f"{name}: state_dict {has} averages, this optimizer has {wants} ema_decay")
     awaited: dict[str, Mapping[str, Any]] = {}
     for k, saved in enumerate(saved_groups):
         names = saved.get("param_names")
@@ -57,12 +61,30 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
             entry = _entry(optimizer, state_dict, key)
             check_entry(optimizer, entry, tensor.array.shape, hypers[k], tensor.label)
             matched[position] = entry
+            averages[position] = _average(optimizer, state_dict, key, tensor)
 
     for group, values in zip(groups, hypers, strict=True):
         group.update(values)
     for position, entry in matched.items():
-        fill(optimizer, optimizer._tensors[position], entry)
+        tensor = optimizer._tensors[position]
+        fill(optimizer, tensor, entry)
+        if tensor.ema is not None:
+            tensor.ema[...] = averages[position]
+        if tensor.copy is not None:
+            optimizer._backend.copy_array(tensor.array, tensor.copy)
     optimizer._awaited = dict(awaited)
+
+
+def _average(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any, tensor: _Tensor) -> Any:
+    """The average of the parameter `key`; where the state dict is torch's, the parameter itself."""
+    if "ema" not in state_dict:
+        return tensor.array
+    name = type(optimizer).__name__
+    if key not in state_dict["ema"]:
+        raise KeyError(f"{name}: state_dict has no average for parameter {key!r}")
+    average = state_dict["ema"][key]
+    _buffers.check_array(average, f"{name}: the average of {tensor.label}", shape=tensor.array.shape, writable=False)
+    return average
 
 
 def _hypers(optimizer: Optimizer, k: int, saved: Mapping[str, Any], ours: bool) -> dict[str, Any]:

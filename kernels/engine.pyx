@@ -2,12 +2,18 @@
 """The step: from gradients and param groups to tiles, on however many threads.
 
 A `Plan` is what one optimizer needs for a step, prebuilt: pointers, lengths, step counts and the last seen
-hyperparameters. `Plan.step` goes through four rooms, and writes only in the last:
+hyperparameters. `Plan.step` goes through five rooms, and writes only in the last:
 
 1. groups     hyperparameters are compared with those last seen, by identity; what changed is validated
-2. gather     every gradient is checked and becomes a segment: pointers, length, scalars
-3. scalars    host scalars of every (group, step count)
-4. run        segments are cut into tiles and shared out over the threads
+2. gather     every gradient is checked
+3. norm       the global norm, if the step's options ask for it: one pass over the gradients
+4. scalars    host scalars of every (group, step count); tensors become segments: pointers, length, scalars
+5. run        segments are cut into tiles and shared out over the threads
+
+An optimizer with a trust ratio (`trust`) takes room 5 in two passes: norms of every tensor, then the update.
+
+A tile stays in the cache while the stages that are on run over it: decode the gradient, clip it, the rule,
+average the weights, copy them in low precision, zero the gradient. A stage that is off costs nothing.
 
 What is refused is explained by Python code (`fastopt._buffers`); here it is only noticed. Compiled for the
 baseline instruction set alone; the kernels come in as function pointers.
@@ -19,12 +25,14 @@ from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cython.parallel cimport parallel, threadid
-from libc.math cimport isfinite
-from libc.stdint cimport int64_t, uintptr_t
+from libc.math cimport INFINITY, isfinite, sqrt
+from libc.stdint cimport int64_t, uint16_t, uintptr_t
 from libc.stdlib cimport calloc, free, qsort
 from libc.string cimport memcmp, memcpy, memset
 
 cimport numpy as cnp
+
+import numpy
 
 from fastopt import _buffers
 
@@ -37,10 +45,22 @@ cdef extern from "kernel.h":
     enum: MAX_RUNNING
     ctypedef void (*tile_function)(float* const*, Py_ssize_t, Py_ssize_t, const float*) noexcept nogil
     ctypedef void (*scalars_function)(const double*, double, double*, float*) noexcept nogil
+    ctypedef double (*trust_function)(const double*, double, double) noexcept nogil
     ctypedef struct kernel:
         tile_function tile
         scalars_function scalars
+        trust_function trust
         int n_scalars
+    enum: LANES
+    ctypedef struct tile_stages:
+        void (*decode_bfloat16)(const uint16_t*, float*, Py_ssize_t) noexcept nogil
+        void (*decode_float16)(const uint16_t*, float*, Py_ssize_t) noexcept nogil
+        void (*encode_bfloat16)(const float*, uint16_t*, Py_ssize_t) noexcept nogil
+        void (*encode_float16)(const float*, uint16_t*, Py_ssize_t) noexcept nogil
+        void (*clip)(const float*, float*, Py_ssize_t, float, float, float) noexcept nogil
+        void (*apply)(float*, const float*, Py_ssize_t, float) noexcept nogil
+        void (*average)(const float*, float*, Py_ssize_t, float, float) noexcept nogil
+        void (*sum_squares)(const float*, Py_ssize_t, float, Py_ssize_t, double*) noexcept nogil
 
 cdef extern from "control_word.h":
     ctypedef unsigned int control_word
@@ -62,6 +82,23 @@ cdef enum:
     TILE_ELEMENTS = 2048
     SEGMENT_WEIGHT = 64  # what starting a segment costs, in elements; balances many small tensors
     GIL_BELOW = 16384    # elements for which releasing the GIL costs more than it gives
+    NORM_BLOCK = 16384   # elements of one partial sum of a norm; a multiple of a tile
+    GRAD_SCALE = 0       # the gradient stage's first three host scalars (fastopt._stages)
+    CLIP_COEFFICIENT = 1
+    TRUST = 2
+    LR = 0               # the first hyperparameter of every kernel
+
+# How an array of gradients or copies holds its numbers.
+cdef enum:
+    FLOAT32, BFLOAT16, FLOAT16
+
+# What a trust ratio per tensor scales.
+cdef enum:
+    NO_TRUST, TRUST_UPDATE, TRUST_GRADIENT
+
+# What a pass over the tiles does: the whole step; of a step with a trust ratio its norms, or what comes after.
+cdef enum:
+    WHOLE, MEASURE, FINISH
 
 OPENMP = bool(HAVE_OPENMP)
 
@@ -166,10 +203,141 @@ cdef class Ranges:
 # --- Running segments -------------------------------------------------------------------------------------
 
 cdef struct Segment:
-    float* streams[MAX_STREAMS]
+    float* streams[MAX_STREAMS]  # p, g (NULL unless it is float32), states
+    int n_streams
     Py_ssize_t n
     tile_function tile
     const float* scalars
+    char* gradient  # as the caller holds it
+    int storage     # of the gradient
+    float* ema      # NULL unless weights are averaged
+    uint16_t* copy  # NULL unless a copy is kept
+    # With a trust ratio:
+    const kernel* kernel
+    const double* hyper
+    float* update           # what the rule subtracts, where the ratio scales that
+    Py_ssize_t first_block  # of its norms
+    float size              # factor on the update
+
+
+cdef struct Pipeline:
+    # What surrounds the rules in this step.
+    const tile_stages* stages
+    bint clips
+    bint zeroes
+    float grad_scale
+    float clip_coefficient
+    float clip_value
+    float ema_decay
+    float ema_weight
+    int copy_storage
+    int trust
+    int phase
+    double* norms  # sums of squares of p and of the update or gradient, two numbers a block
+
+
+cdef inline Py_ssize_t item_size(int storage) noexcept nogil:
+    return 4 if storage == FLOAT32 else 2
+
+
+cdef inline bint is_bare(const Segment* segment, const Pipeline* pipeline) noexcept nogil:
+    """Whether nothing surrounds the rule."""
+    return (
+        segment.storage == FLOAT32 and segment.ema == NULL and segment.copy == NULL
+        and not pipeline.clips and not pipeline.zeroes and pipeline.phase == WHOLE
+    )
+
+
+cdef void decode(
+    const tile_stages* stages, const char* source, int storage, Py_ssize_t at, float* out, Py_ssize_t n
+) noexcept nogil:
+    """Elements [at, at + n) of a bfloat16 or float16 array as float32."""
+    if storage == BFLOAT16:
+        stages.decode_bfloat16(<const uint16_t*>source + at, out, n)
+    else:
+        stages.decode_float16(<const uint16_t*>source + at, out, n)
+
+
+cdef void run_surrounded_tile(
+    const Segment* segment, Py_ssize_t at, Py_ssize_t n, const Pipeline* pipeline
+) noexcept nogil:
+    """Every stage that is on, over elements [at, at + n)."""
+    cdef float decoded[TILE_ELEMENTS]
+    cdef float clipped[TILE_ELEMENTS]
+    cdef float* streams[MAX_STREAMS]
+    cdef const tile_stages* stages = pipeline.stages
+    cdef int k
+    for k in range(segment.n_streams):
+        streams[k] = segment.streams[k] + at
+    if segment.tile != NULL and pipeline.phase == FINISH and pipeline.trust == TRUST_UPDATE:
+        stages.apply(streams[0], segment.update + at, n, segment.size)
+    elif segment.tile != NULL:
+        if segment.storage != FLOAT32:
+            decode(stages, segment.gradient, segment.storage, at, decoded, n)
+            streams[1] = decoded
+        if pipeline.clips:
+            stages.clip(
+                streams[1], clipped, n, pipeline.grad_scale, pipeline.clip_coefficient, pipeline.clip_value
+            )
+            streams[1] = clipped
+        segment.tile(streams, 0, n, segment.scalars)
+    if segment.tile != NULL and segment.ema != NULL:
+        stages.average(streams[0], segment.ema + at, n, pipeline.ema_decay, pipeline.ema_weight)
+    if segment.tile != NULL and segment.copy != NULL:
+        if pipeline.copy_storage == BFLOAT16:
+            stages.encode_bfloat16(streams[0], segment.copy + at, n)
+        else:
+            stages.encode_float16(streams[0], segment.copy + at, n)
+    if pipeline.zeroes:
+        memset(segment.gradient + at * item_size(segment.storage), 0, n * item_size(segment.storage))
+
+
+cdef void measure_block(const Segment* segment, Py_ssize_t block, const Pipeline* pipeline) noexcept nogil:
+    """First pass of a trust ratio over one block: states and update if that is scaled, and the norms' sums."""
+    cdef float decoded[TILE_ELEMENTS]
+    cdef float clipped[TILE_ELEMENTS]
+    cdef double p_lanes[LANES]
+    cdef double other_lanes[LANES]
+    cdef float* streams[MAX_STREAMS]
+    cdef const tile_stages* stages = pipeline.stages
+    cdef Py_ssize_t at = block * NORM_BLOCK
+    cdef Py_ssize_t end = min(at + NORM_BLOCK, segment.n)
+    cdef Py_ssize_t n
+    cdef int k
+    memset(p_lanes, 0, sizeof(p_lanes))
+    memset(other_lanes, 0, sizeof(other_lanes))
+    while at < end:
+        n = min(end - at, <Py_ssize_t>TILE_ELEMENTS)
+        for k in range(segment.n_streams):
+            streams[k] = segment.streams[k] + at
+        if segment.storage != FLOAT32:
+            decode(stages, segment.gradient, segment.storage, at, decoded, n)
+            streams[1] = decoded
+        if pipeline.clips or pipeline.trust == TRUST_GRADIENT:
+            stages.clip(
+                streams[1], clipped, n, pipeline.grad_scale, pipeline.clip_coefficient, pipeline.clip_value
+            )
+            streams[1] = clipped
+        stages.sum_squares(streams[0], n, 1.0, at % LANES, p_lanes)
+        if pipeline.trust == TRUST_UPDATE:
+            segment.tile(streams, 0, n, segment.scalars)
+            stages.sum_squares(segment.update + at, n, 1.0, at % LANES, other_lanes)
+        else:
+            stages.sum_squares(streams[1], n, 1.0, at % LANES, other_lanes)
+        at += n
+    pipeline.norms[2 * (segment.first_block + block)] = fold(p_lanes)
+    pipeline.norms[2 * (segment.first_block + block) + 1] = fold(other_lanes)
+
+
+cdef double fold(double* lanes) noexcept nogil:
+    """Sum of the lanes, as a fixed tree."""
+    cdef int width = LANES // 2
+    cdef int k
+    while width:
+        for k in range(width):
+            lanes[k] += lanes[k + width]
+        width //= 2
+    return lanes[0]
 
 
 cdef struct Position:
@@ -184,9 +352,9 @@ cdef inline void put(Segment* at, const Segment* made) noexcept nogil:
 
 
 cdef Position share_start(
-    const Segment* segments, Py_ssize_t n_segments, Py_ssize_t total, int thread, int n_threads
+    const Segment* segments, Py_ssize_t n_segments, Py_ssize_t total, Py_ssize_t part, int thread, int n_threads
 ) noexcept nogil:
-    """Where the share of `thread` starts, and that of the thread before ends: a tile's start, or the end."""
+    """Where the share of `thread` starts, and that of the thread before ends: a part's start, or the end."""
     cdef Position at
     cdef Py_ssize_t weight = total + n_segments * SEGMENT_WEIGHT
     cdef Py_ssize_t left = weight // n_threads * thread + weight % n_threads * thread // n_threads
@@ -201,52 +369,182 @@ cdef Position share_start(
         left -= segments[at.segment].n + SEGMENT_WEIGHT
         at.segment += 1
     if at.segment < n_segments:
-        at.element = min(left // TILE_ELEMENTS * TILE_ELEMENTS, segments[at.segment].n)
+        at.element = min(left // part * part, segments[at.segment].n)
     return at
 
 
 cdef void run_share(
-    const Segment* segments, Py_ssize_t n_segments, Py_ssize_t total, int thread, int n_threads
+    const Segment* segments,
+    Py_ssize_t n_segments,
+    Py_ssize_t total,
+    const Pipeline* pipeline,
+    int thread,
+    int n_threads,
 ) noexcept nogil:
     """Update the elements that belong to `thread`."""
-    cdef Position first = share_start(segments, n_segments, total, thread, n_threads)
-    cdef Position end = share_start(segments, n_segments, total, thread + 1, n_threads)
+    cdef Py_ssize_t part = NORM_BLOCK if pipeline.phase == MEASURE else TILE_ELEMENTS
+    cdef Position first = share_start(segments, n_segments, total, part, thread, n_threads)
+    cdef Position end = share_start(segments, n_segments, total, part, thread + 1, n_threads)
     cdef Py_ssize_t k = first.segment
     cdef Py_ssize_t at = first.element
     cdef Py_ssize_t stop
     cdef control_word caller = enter_kernels()
     while k < n_segments and k <= end.segment:
         stop = segments[k].n if k < end.segment else end.element
-        while at < stop:
-            segments[k].tile(segments[k].streams, at, min(<Py_ssize_t>TILE_ELEMENTS, stop - at), segments[k].scalars)
-            at += TILE_ELEMENTS
+        if pipeline.phase == MEASURE:
+            while at < stop:
+                measure_block(&segments[k], at // NORM_BLOCK, pipeline)
+                at += NORM_BLOCK
+        elif is_bare(&segments[k], pipeline):
+            while at < stop:
+                segments[k].tile(
+                    segments[k].streams, at, min(<Py_ssize_t>TILE_ELEMENTS, stop - at), segments[k].scalars
+                )
+                at += TILE_ELEMENTS
+        else:
+            while at < stop:
+                run_surrounded_tile(&segments[k], at, min(<Py_ssize_t>TILE_ELEMENTS, stop - at), pipeline)
+                at += TILE_ELEMENTS
         at = 0
         k += 1
     leave_kernels(caller)
 
 
-cdef void run_parallel(
-    const Segment* segments, Py_ssize_t n_segments, Py_ssize_t total, int n_threads
-) noexcept nogil:
-    with nogil, parallel(num_threads=n_threads):
-        run_share(segments, n_segments, total, threadid(), team_size())
-
-
-cdef void run(const Segment* segments, Py_ssize_t n_segments, Py_ssize_t total, int n_threads) noexcept:
-    """Update every element of `segments`, `total` of them, on at most `n_threads` threads."""
-    cdef Py_ssize_t n_tiles = total // TILE_ELEMENTS + n_segments
-    if n_threads > n_tiles:
-        n_threads = <int>n_tiles
+cdef int team_for(Py_ssize_t total, Py_ssize_t n_parts, int n_threads) noexcept nogil:
+    """Threads to share out `total` elements in `n_parts` parts over, at most `n_threads`."""
     if total < serial_below or forked:
-        n_threads = 1
-    if n_threads > 1:
-        with nogil:
-            run_parallel(segments, n_segments, total, n_threads)
-    elif total < GIL_BELOW:
-        run_share(segments, n_segments, total, 0, 1)
+        return 1
+    return <int>min(<Py_ssize_t>n_threads, n_parts)
+
+
+cdef void run(
+    const Segment* segments, Py_ssize_t n_segments, Py_ssize_t total, const Pipeline* pipeline, int n_threads
+) noexcept nogil:
+    """Update every element of `segments`, `total` of them, on at most `n_threads` threads."""
+    cdef int team = team_for(total, total // TILE_ELEMENTS + n_segments, n_threads)
+    if team <= 1:
+        run_share(segments, n_segments, total, pipeline, 0, 1)
     else:
-        with nogil:
-            run_share(segments, n_segments, total, 0, 1)
+        with nogil, parallel(num_threads=team):
+            run_share(segments, n_segments, total, pipeline, threadid(), team_size())
+
+
+cdef void run_trusted(
+    Segment* segments, Py_ssize_t n_segments, Py_ssize_t total, Pipeline* pipeline, int n_threads
+) noexcept nogil:
+    """The same for an optimizer with a trust ratio: norms of every segment (a tensor each), ratios, the rest."""
+    cdef Py_ssize_t k, block
+    cdef double p_sum, other_sum, ratio
+    cdef float* scalars
+    pipeline.phase = MEASURE
+    run(segments, n_segments, total, pipeline, n_threads)
+    for k in range(n_segments):
+        p_sum = 0.0
+        other_sum = 0.0
+        for block in range((segments[k].n + NORM_BLOCK - 1) // NORM_BLOCK):
+            p_sum += pipeline.norms[2 * (segments[k].first_block + block)]
+            other_sum += pipeline.norms[2 * (segments[k].first_block + block) + 1]
+        ratio = segments[k].kernel.trust(segments[k].hyper, sqrt(p_sum), sqrt(other_sum))
+        if pipeline.trust == TRUST_UPDATE:
+            segments[k].size = float32_at_most(segments[k].hyper[LR] * ratio)
+        else:
+            scalars = <float*>segments[k].scalars
+            scalars[TRUST] = float32_at_most(ratio)
+    pipeline.phase = FINISH
+    run(segments, n_segments, total, pipeline, n_threads)
+    pipeline.phase = WHOLE
+
+
+cdef inline float float32_at_most(double x) noexcept nogil:
+    """Round to float32, an overflow to the largest."""
+    return 3.4028234663852886e38 if x > 3.4028234663852886e38 else <float>x
+
+
+# --- Norms ------------------------------------------------------------------------------------------------
+#
+# The sum of squares of an index space has the same bits whatever the threads, the vector width and the split
+# into tensors: element i goes to lane i % LANES of block i // NORM_BLOCK, in float64 and in order; lanes are
+# added up as a fixed tree, blocks one after the other.
+
+cdef struct Piece:
+    const char* data
+    int storage
+    Py_ssize_t start  # in the index space
+    Py_ssize_t n
+
+
+cdef double sum_block(
+    const Piece* pieces, Py_ssize_t n_pieces, Py_ssize_t block, float scale, const tile_stages* stages
+) noexcept nogil:
+    """Sum of squares of (scale * x) over one block."""
+    cdef double lanes[LANES]
+    cdef float decoded[TILE_ELEMENTS]
+    cdef Py_ssize_t at = block * NORM_BLOCK
+    cdef Py_ssize_t end = at + NORM_BLOCK
+    cdef Py_ssize_t low = 0
+    cdef Py_ssize_t high = n_pieces
+    cdef Py_ssize_t middle, n, inside
+    memset(lanes, 0, sizeof(lanes))
+    while low < high:  # the first piece that ends after `at`
+        middle = (low + high) // 2
+        if pieces[middle].start + pieces[middle].n <= at:
+            low = middle + 1
+        else:
+            high = middle
+    while low < n_pieces and at < end:
+        inside = at - pieces[low].start
+        n = min(pieces[low].n - inside, end - at)
+        if pieces[low].storage == FLOAT32:
+            stages.sum_squares(<const float*>pieces[low].data + inside, n, scale, at % LANES, lanes)
+        else:
+            n = min(n, <Py_ssize_t>TILE_ELEMENTS)
+            decode(stages, pieces[low].data, pieces[low].storage, inside, decoded, n)
+            stages.sum_squares(decoded, n, scale, at % LANES, lanes)
+        at += n
+        if inside + n == pieces[low].n:
+            low += 1
+    return fold(lanes)
+
+
+cdef void sum_share(
+    const Piece* pieces,
+    Py_ssize_t n_pieces,
+    Py_ssize_t n_blocks,
+    float scale,
+    const tile_stages* stages,
+    double* sums,
+    int thread,
+    int n_threads,
+) noexcept nogil:
+    cdef Py_ssize_t block
+    cdef control_word caller = enter_kernels()
+    for block in range(n_blocks * thread // n_threads, n_blocks * (thread + 1) // n_threads):
+        sums[block] = sum_block(pieces, n_pieces, block, scale, stages)
+    leave_kernels(caller)
+
+
+cdef double sum_squares(
+    const Piece* pieces,
+    Py_ssize_t n_pieces,
+    Py_ssize_t total,
+    float scale,
+    const tile_stages* stages,
+    double* sums,
+    int n_threads,
+) noexcept nogil:
+    """Sum of squares of (scale * x) over `total` elements; `sums` has room for a number per block."""
+    cdef Py_ssize_t n_blocks = (total + NORM_BLOCK - 1) // NORM_BLOCK
+    cdef int team = team_for(total, n_blocks, n_threads)
+    cdef double result = 0.0
+    cdef Py_ssize_t block
+    if team <= 1:
+        sum_share(pieces, n_pieces, n_blocks, scale, stages, sums, 0, 1)
+    else:
+        with nogil, parallel(num_threads=team):
+            sum_share(pieces, n_pieces, n_blocks, scale, stages, sums, threadid(), team_size())
+    for block in range(n_blocks):
+        result += sums[block]
+    return result
 
 
 # --- The plan ---------------------------------------------------------------------------------------------
@@ -261,7 +559,11 @@ cdef struct Tensor:
     int group
     int64_t* step
     double* running
+    float* ema
+    uint16_t* copy
+    float* update
     const void* checked_gradient  # data of the last gradient that was found not to overlap anything written
+    int checked_storage
 
 
 cdef struct Group:
@@ -274,20 +576,34 @@ cdef struct Group:
 cdef struct Active:
     Py_ssize_t tensor
     double running[MAX_RUNNING]  # after the step
-    float* g
+    char* gradient
+    int storage
+
+
+cdef inline bint follows(const Segment* before, const Segment* after) noexcept nogil:
+    """Whether every array of `after` continues that of `before` in memory."""
+    cdef int k
+    for k in range(after.n_streams):
+        if k != 1 and before.streams[k] + before.n != after.streams[k]:
+            return False
+    if before.storage != after.storage or before.gradient + before.n * item_size(before.storage) != after.gradient:
+        return False
+    if after.ema != NULL and before.ema + before.n != after.ema:
+        return False
+    return after.copy == NULL or before.copy + before.n == after.copy
 
 
 cdef enum:
     SINGLE, SEQUENCE, MAPPING
 
 
-cdef inline bint is_gradient_for(object gradient, const Tensor* t):
-    """Whether `gradient` is, at first sight, a C-contiguous float32 array of the shape of `t`."""
+cdef inline bint is_gradient_for(object gradient, const Tensor* t, int type_number):
+    """Whether `gradient` is a C-contiguous array of this NumPy type and of the shape of `t`."""
     cdef int k
     if not cnp.PyArray_CheckExact(gradient):
         return False
     cdef cnp.ndarray g = <cnp.ndarray>gradient
-    if cnp.PyArray_TYPE(g) != cnp.NPY_FLOAT32 or not cnp.PyArray_ISCARRAY_RO(g):
+    if cnp.PyArray_TYPE(g) != type_number or not cnp.PyArray_ISCARRAY_RO(g):
         return False
     if cnp.PyArray_NDIM(g) != t.n_dims:
         return False
@@ -308,6 +624,8 @@ cdef class Plan:
         k and returns the kernel's name and its float64 hyperparameters.
     kernels : dict or None
         A kernel module's KERNELS; None when another backend computes and only `gather` is wanted.
+    stages : capsule or None
+        That module's STAGES.
     """
 
     cdef object optimizer
@@ -335,10 +653,18 @@ cdef class Plan:
     cdef Segment* segments
     cdef float* scalars
     cdef list gathered
+    cdef bint keeps_gradients  # whether `gather_one` lists them there
+    cdef Pipeline pipeline
+    cdef object stages_capsule
+    cdef Piece* pieces
+    cdef double* sums
+    cdef double* norms
+    cdef int bfloat16_type  # NumPy's number of the bfloat16 type last seen, or -1
+    cdef object zeroable    # addresses of the gradients that were last found to be disjoint
     cdef public int n_threads
     """Threads at most; 0 for the process-wide number."""
 
-    def __cinit__(self, optimizer, dict kernels):
+    def __cinit__(self, optimizer, dict kernels, stages=None):
         cdef Py_ssize_t i, k
         cdef Tensor* t
         cdef cnp.ndarray array
@@ -360,8 +686,25 @@ cdef class Plan:
         self.active = <Active*>calloc(self.n_tensors + 1, sizeof(Active))
         self.segments = <Segment*>calloc(self.n_tensors + 1, sizeof(Segment))
         self.scalars = <float*>calloc((self.n_tensors + 1) * MAX_SCALARS, sizeof(float))
+        self.pieces = <Piece*>calloc(self.n_tensors + 1, sizeof(Piece))
+        total = sum([tensor.array.size for tensor in tensors])
+        self.sums = <double*>calloc(total // NORM_BLOCK + 1, sizeof(double))
         if not (self.tensors and self.groups and self.active and self.segments and self.scalars):
             raise MemoryError
+        self.norms = <double*>calloc(2 * (total // NORM_BLOCK + self.n_tensors + 1), sizeof(double))
+        if not (self.pieces and self.sums and self.norms):
+            raise MemoryError
+        self.stages_capsule = stages
+        memset(&self.pipeline, 0, sizeof(self.pipeline))
+        self.pipeline.trust = {None: NO_TRUST, "update": TRUST_UPDATE, "gradient": TRUST_GRADIENT}[spec.trust]
+        self.pipeline.norms = self.norms
+        if stages is not None:
+            self.pipeline.stages = <const tile_stages*>PyCapsule_GetPointer(stages, "fastopt.tile_stages")
+        if optimizer.ema_decay is not None:
+            self.pipeline.ema_decay = <float>(<double>optimizer.ema_decay)
+            self.pipeline.ema_weight = <float>(1.0 - <double>optimizer.ema_decay)
+        self.pipeline.copy_storage = FLOAT16 if optimizer.copy_dtype == "float16" else BFLOAT16
+        self.bfloat16_type = cnp.NPY_UINT16 if optimizer.grad_dtype == "bfloat16" else -1
         self.arrays = [tensor.array for tensor in tensors]
         self.shapes = <cnp.npy_intp*>calloc(sum([array.ndim for array in self.arrays]) + 1, sizeof(cnp.npy_intp))
         if self.shapes == NULL:
@@ -385,6 +728,17 @@ cdef class Plan:
             array = tensor.running
             t.running = <double*>cnp.PyArray_DATA(array)
             self.written.append((tensor.array, tensor.label))
+            if tensor.ema is not None:
+                array = tensor.ema
+                t.ema = <float*>cnp.PyArray_DATA(array)
+                self.written.append((array, f"the average of {tensor.label}"))
+            if tensor.copy is not None:
+                array = tensor.copy
+                t.copy = <uint16_t*>cnp.PyArray_DATA(array)
+                self.written.append((array, f"the copy of {tensor.label}"))
+            if tensor.update is not None:
+                array = tensor.update
+                t.update = <float*>cnp.PyArray_DATA(array)
             for k in range(len(self.state_names)):
                 if self.state_names[k] in tensor.states:
                     array = tensor.states[self.state_names[k]]
@@ -400,6 +754,9 @@ cdef class Plan:
         free(self.active)
         free(self.segments)
         free(self.scalars)
+        free(self.pieces)
+        free(self.sums)
+        free(self.norms)
 
     # --- 1. groups
 
@@ -482,31 +839,89 @@ cdef class Plan:
         cdef cnp.ndarray p = <cnp.ndarray>PyList_GET_ITEM(self.arrays, i)
         cdef const void* data
         cdef Py_ssize_t found
+        cdef int storage = FLOAT32
         if gradient is None:
             return 0
-        if not is_gradient_for(gradient, t):
-            _buffers.check_gradient(self.optimizer, i, gradient)
+        if not is_gradient_for(gradient, t, cnp.NPY_FLOAT32):
+            if is_gradient_for(gradient, t, cnp.NPY_FLOAT16):
+                storage = FLOAT16
+            elif self.bfloat16_type >= 0 and is_gradient_for(gradient, t, self.bfloat16_type):
+                storage = BFLOAT16
+            else:
+                storage = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}[
+                    _buffers.check_gradient(self.optimizer, i, gradient)
+                ]
+                if storage == BFLOAT16:
+                    self.bfloat16_type = cnp.PyArray_TYPE(<cnp.ndarray>gradient)
         if not cnp.PyArray_ISWRITEABLE(p):
             _buffers.check_still_writable(self.optimizer, i)
         data = cnp.PyArray_DATA(<cnp.ndarray>gradient)
-        if data != t.checked_gradient:
-            found = self.ranges.find(<uintptr_t>data, <uintptr_t>data + <uintptr_t>t.n * sizeof(float))
+        if data != t.checked_gradient or storage != t.checked_storage:
+            found = self.ranges.find(<uintptr_t>data, <uintptr_t>data + <uintptr_t>(t.n * item_size(storage)))
             if found >= 0:
                 _buffers.refuse_overlapping_gradient(self.optimizer, i, self.written[found][1])
             t.checked_gradient = data
+            t.checked_storage = storage
         if t.step[0] < 0:
             _buffers.refuse_step(self.optimizer, i, t.step[0])
         self.active[self.n_active].tensor = i
-        self.active[self.n_active].g = <float*>data
+        self.active[self.n_active].gradient = <char*>data
+        self.active[self.n_active].storage = storage
         self.n_active += 1
-        if self.kernels is None:
+        if self.keeps_gradients:
             self.gathered.append((i, gradient))
         return 0
 
-    # --- 3. scalars
+    cdef int check_zeroable(self) except -1:
+        """See that every gathered gradient can be zeroed without touching another."""
+        cdef Py_ssize_t k
+        addresses = tuple([<uintptr_t>self.active[k].gradient for k in range(self.n_active)])
+        for i, gradient in self.gathered:
+            if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>gradient):
+                _buffers.refuse_read_only_gradient(self.optimizer, i)
+        if addresses != self.zeroable:
+            overlap = Ranges([gradient for _, gradient in self.gathered]).first_overlap()
+            if overlap is not None:
+                _buffers.refuse_shared_gradients(self.optimizer, *[self.gathered[k][0] for k in overlap])
+            self.zeroable = addresses
+        return 0
 
-    cdef Py_ssize_t make_segments(self, Py_ssize_t* total) except -1:
-        """Compute the scalars of every gathered tensor and turn neighbours in memory into one segment."""
+    # --- 3. norm
+
+    cdef double gradient_norm(self, double grad_scale, int n_threads):
+        """Global L2 norm of the gathered gradients, scaled."""
+        cdef Py_ssize_t k, total = 0
+        cdef Active* active
+        cdef Piece piece
+        cdef double result
+        memset(&piece, 0, sizeof(piece))
+        for k in range(self.n_active):
+            active = &self.active[k]
+            piece.data = active.gradient
+            piece.storage = active.storage
+            piece.start = total
+            piece.n = self.tensors[active.tensor].n
+            if memcmp(&self.pieces[k], &piece, sizeof(Piece)) != 0:
+                self.pieces[k] = piece
+            total += piece.n
+        with nogil:
+            result = sum_squares(
+                self.pieces, self.n_active, total, <float>grad_scale, self.pipeline.stages, self.sums, n_threads
+            )
+        return sqrt(result)
+
+    # --- 4. scalars
+
+    cdef Py_ssize_t make_segments(self, Py_ssize_t* total, float grad_scale, float clip_coefficient) except -1:
+        """Compute the scalars of every gathered tensor and turn neighbours in memory into one segment.
+
+        Scale and coefficient go into the rule's scalars, or, where gradients are clipped element by element,
+        into that stage.
+        """
+        cdef bint clips = self.pipeline.clips
+        cdef int trust = self.pipeline.trust
+        cdef Py_ssize_t first_block = 0
+        cdef double hyper[MAX_HYPERS]
         cdef Py_ssize_t k, previous, j, at = -1, n_segments = 0
         cdef Tensor* t
         cdef Tensor* before
@@ -514,7 +929,7 @@ cdef class Plan:
         cdef Segment made
         cdef Segment next_one
         cdef float* scalars = NULL
-        cdef bint same, joins
+        cdef bint same
         memset(&made, 0, sizeof(made))
         memset(&next_one, 0, sizeof(next_one))
         total[0] = 0
@@ -530,30 +945,50 @@ cdef class Plan:
                     same = same and before.running[j] == t.running[j]
             if same:
                 memcpy(self.active[k].running, self.active[previous].running, sizeof(self.active[k].running))
+                if trust == TRUST_GRADIENT:  # every tensor has a ratio of its own in there
+                    memcpy(scalars + MAX_SCALARS, scalars, MAX_SCALARS * sizeof(float))
+                    at += 1
+                    scalars += MAX_SCALARS
             else:
                 at += 1
                 scalars = self.scalars + at * MAX_SCALARS
                 memcpy(self.active[k].running, t.running, self.n_running * sizeof(double))
-                group.kernel.scalars(group.hyper, <double>(t.step[0] + 1), self.active[k].running, scalars)
+                memcpy(hyper, group.hyper, sizeof(hyper))
+                if trust == TRUST_UPDATE:
+                    hyper[LR] = 1.0  # the rule gives the direction; the engine scales it
+                group.kernel.scalars(hyper, <double>(t.step[0] + 1), self.active[k].running, scalars)
                 for j in range(group.kernel.n_scalars):
                     if not isfinite(scalars[j]):
                         _buffers.refuse_scalars(self.optimizer, self.active[k].tensor, t.step[0] + 1)
+                if not clips:
+                    scalars[GRAD_SCALE] *= grad_scale
+                    scalars[CLIP_COEFFICIENT] = clip_coefficient
             previous = k
             if t.n == 0:
                 continue
             next_one.streams[0] = t.p
-            next_one.streams[1] = self.active[k].g
+            next_one.gradient = self.active[k].gradient
+            next_one.storage = self.active[k].storage
+            next_one.streams[1] = <float*>next_one.gradient if next_one.storage == FLOAT32 else NULL
             for j in range(group.n_states):
                 next_one.streams[2 + j] = t.states[group.states[j]]
+            next_one.n_streams = 2 + group.n_states
             next_one.n = t.n
+            next_one.ema = t.ema
+            next_one.copy = t.copy
             next_one.tile = group.kernel.tile
+            if trust != NO_TRUST:
+                next_one.kernel = group.kernel
+                next_one.hyper = group.hyper
+                next_one.first_block = first_block
+                next_one.update = t.update
+                first_block += (t.n + NORM_BLOCK - 1) // NORM_BLOCK
+                if trust == TRUST_UPDATE:
+                    next_one.streams[2 + group.n_states] = t.update
+                    next_one.n_streams += 1
             next_one.scalars = scalars
             total[0] += t.n
-            joins = made.n > 0 and made.scalars == scalars
-            if joins:
-                for j in range(2 + group.n_states):
-                    joins = joins and made.streams[j] + made.n == next_one.streams[j]
-            if joins:
+            if trust == NO_TRUST and made.n > 0 and made.scalars == scalars and follows(&made, &next_one):
                 made.n += t.n
                 continue
             if made.n:
@@ -565,7 +1000,7 @@ cdef class Plan:
             n_segments += 1
         return n_segments
 
-    # --- 4. run
+    # --- 5. run
 
     cdef void count_steps(self) noexcept:
         cdef Py_ssize_t k
@@ -575,61 +1010,173 @@ cdef class Plan:
             t.step[0] += 1
             memcpy(t.running, self.active[k].running, self.n_running * sizeof(double))
 
-    def step(self, gradients):
-        """Check everything, then update every tensor that has a gradient, in place."""
+    def step(self, gradients, tuple options=None):
+        """Check everything, then update every tensor that has a gradient, in place.
+
+        Parameters
+        ----------
+        gradients
+            As for `Optimizer.step`.
+        options
+            None, or (grad_scale, max_norm or None, clip_value or None, skip_nonfinite, zero_grads), checked.
+
+        Returns
+        -------
+        (bool, float or None) or None
+            Whether the step was applied, and the gradients' norm if it was computed; None without options.
+        """
         cdef Py_ssize_t total = 0
         cdef Py_ssize_t n_segments
+        cdef int n_threads = self.n_threads if self.n_threads else default_n_threads
         if self.busy:
             _buffers.refuse_concurrent_step(self.optimizer)
         self.busy = True
         try:
+            if options is not None:
+                return self.step_with(gradients, options, n_threads)
+            self.keeps_gradients = False
+            self.pipeline.clips = False
+            self.pipeline.zeroes = False
+            self.pipeline.grad_scale = 1.0
+            self.pipeline.clip_coefficient = 1.0
+            self.pipeline.clip_value = INFINITY
             self.check_groups()
             self.gather_all(gradients)
-            n_segments = self.make_segments(&total)
+            n_segments = self.make_segments(&total, 1.0, 1.0)
             self.count_steps()
-            run(self.segments, n_segments, total, self.n_threads if self.n_threads else default_n_threads)
+            self.run_segments(n_segments, total, True, n_threads)
         finally:
             self.busy = False
 
-    def gather(self, gradients):
-        """Check everything; return [(index of a tensor, its gradient), ...]. For backends in Python."""
+    cdef object step_with(self, object gradients, tuple options, int n_threads):
+        cdef double grad_scale, coefficient = 1.0, norm = 0.0
+        cdef Py_ssize_t total = 0
+        cdef Py_ssize_t n_segments
+        cdef bint needs_norm
+        grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads = options
+        needs_norm = max_norm is not None or skip_nonfinite
+        self.pipeline.clips = clip_value is not None
+        self.pipeline.zeroes = zero_grads
+        self.keeps_gradients = zero_grads
         self.check_groups()
         self.gather_all(gradients)
+        if zero_grads:
+            self.check_zeroable()
+        if needs_norm:
+            norm = self.gradient_norm(grad_scale, n_threads)
+        applied = not (skip_nonfinite and not isfinite(norm))
+        if max_norm is not None:
+            coefficient = <double>max_norm / (norm + 1e-6)
+            if coefficient > 1.0:  # NaN stays NaN
+                coefficient = 1.0
+        self.pipeline.grad_scale = <float>grad_scale
+        self.pipeline.clip_coefficient = <float>coefficient
+        self.pipeline.clip_value = <float>(<double>clip_value) if self.pipeline.clips else INFINITY
+        n_segments = self.make_segments(&total, <float>grad_scale, <float>coefficient)
+        if applied:
+            self.count_steps()
+        else:
+            self.drop_rules(n_segments)
+        if applied or zero_grads:
+            self.run_segments(n_segments, total, applied, n_threads)
+        return applied, norm if needs_norm else None
+
+    cdef void drop_rules(self, Py_ssize_t n_segments) noexcept:
+        """Leave nothing of the segments but the zeroing of gradients."""
+        cdef Py_ssize_t k
+        for k in range(n_segments):
+            self.segments[k].tile = NULL
+
+    cdef void run_segments(self, Py_ssize_t n_segments, Py_ssize_t total, bint applied, int n_threads) noexcept:
+        if applied and self.pipeline.trust != NO_TRUST:
+            with nogil:
+                run_trusted(self.segments, n_segments, total, &self.pipeline, n_threads)
+        elif total < GIL_BELOW:
+            run(self.segments, n_segments, total, &self.pipeline, n_threads)
+        else:
+            with nogil:
+                run(self.segments, n_segments, total, &self.pipeline, n_threads)
+
+    def gather(self, gradients, bint zero_grads=False):
+        """Check everything; return [(index of a tensor, its gradient), ...]. For backends in Python."""
+        self.keeps_gradients = True
+        self.check_groups()
+        self.gather_all(gradients)
+        if zero_grads:
+            self.check_zeroable()
         return self.gathered
 
 
-def run_once(object capsule, list arrays, tuple hyper, double step, running, int n_threads):
-    """One step of one kernel over the flat streams `arrays` (p, g, states), all checked by the caller.
+def copy_array(object stages, cnp.ndarray source, cnp.ndarray out, bint as_bfloat16):
+    """Round the float32 array `source` into `out`, an array of the same size with two bytes an element."""
+    cdef const tile_stages* made = <const tile_stages*>PyCapsule_GetPointer(stages, "fastopt.tile_stages")
+    cdef const float* values = <const float*>cnp.PyArray_DATA(source)
+    cdef uint16_t* halves = <uint16_t*>cnp.PyArray_DATA(out)
+    if as_bfloat16:
+        made.encode_bfloat16(values, halves, cnp.PyArray_SIZE(source))
+    else:
+        made.encode_float16(values, halves, cnp.PyArray_SIZE(source))
 
-    `running` is a writable float64 array or None; it is advanced. Returns False, with nothing written, when a
-    host scalar is not a finite float32.
+
+def run_once(
+    object capsule, object stages, list arrays, tuple hyper, double step, running, str trust, int n_threads
+):
+    """One step of one kernel over the flat streams `arrays` (p, g, states, update), all checked by the caller.
+
+    `running` is a writable float64 array or None; it is advanced. `trust` is as in `Spec`. Returns False, with
+    nothing written, when a host scalar is not a finite float32.
     """
     cdef const kernel* chosen = <const kernel*>PyCapsule_GetPointer(capsule, "fastopt.kernel")
     cdef Segment segment
+    cdef Pipeline pipeline
     cdef float scalars[MAX_SCALARS]
     cdef double values[MAX_HYPERS]
     cdef double advanced[MAX_RUNNING]
     cdef cnp.ndarray array
     cdef Py_ssize_t k, n_running = 0
     cdef Py_ssize_t n = cnp.PyArray_SIZE(<cnp.ndarray>arrays[0])
+    memset(&segment, 0, sizeof(segment))
+    memset(&pipeline, 0, sizeof(pipeline))
     for k in range(len(hyper)):
         values[k] = hyper[k]
+    if trust == "update":
+        values[LR] = 1.0
     if running is not None:
         array = running
         n_running = cnp.PyArray_SIZE(array)
         memcpy(advanced, cnp.PyArray_DATA(array), n_running * sizeof(double))
     chosen.scalars(values, step, advanced, scalars)
+    values[LR] = hyper[LR]
     for k in range(chosen.n_scalars):
         if not isfinite(scalars[k]):
             return False
     for k in range(len(arrays)):
         array = arrays[k]
         segment.streams[k] = <float*>cnp.PyArray_DATA(array)
+    segment.n_streams = <int>len(arrays)
     segment.n = n
     segment.tile = chosen.tile
     segment.scalars = scalars
+    segment.kernel = chosen
+    segment.hyper = values
+    segment.update = segment.streams[segment.n_streams - 1]
+    pipeline.stages = <const tile_stages*>PyCapsule_GetPointer(stages, "fastopt.tile_stages")
+    pipeline.trust = {None: NO_TRUST, "update": TRUST_UPDATE, "gradient": TRUST_GRADIENT}[trust]
+    pipeline.grad_scale = 1.0
+    pipeline.clip_coefficient = 1.0
+    pipeline.clip_value = INFINITY
     if running is not None:
         array = running
         memcpy(cnp.PyArray_DATA(array), advanced, n_running * sizeof(double))
-    run(&segment, 1, n, n_threads if n_threads else default_n_threads)
+    if not n_threads:
+        n_threads = default_n_threads
+    if pipeline.trust == NO_TRUST or n == 0:
+        with nogil:
+            run(&segment, 1, n, &pipeline, n_threads)
+        return True
+    norms = numpy.zeros(2 * (n // NORM_BLOCK + 1))
+    array = norms
+    pipeline.norms = <double*>cnp.PyArray_DATA(array)
+    with nogil:
+        run_trusted(&segment, 1, n, &pipeline, n_threads)
     return True

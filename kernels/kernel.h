@@ -21,11 +21,35 @@ typedef void (*tile_function)(float *const *streams, ptrdiff_t start, ptrdiff_t 
 /* Computes the scalars of step number `step` (1 is the first) and advances the running ones. */
 typedef void (*scalars_function)(const double *hyper, double step, double *running, float *scalars);
 
+/* Trust ratio of one tensor, from the norm of its parameters and that of its update or gradient. */
+typedef double (*trust_function)(const double *hyper, double p_norm, double other_norm);
+
 typedef struct {
     tile_function tile;
     scalars_function scalars;
+    trust_function trust; /* NULL: none */
     int n_scalars;
 } kernel;
+
+/* The stages that surround a rule, one tile at a time. Gradients and copies in low precision are uint16. */
+typedef struct {
+    void (*decode_bfloat16)(const unsigned short *from, float *to, ptrdiff_t n);
+    void (*decode_float16)(const unsigned short *from, float *to, ptrdiff_t n);
+    void (*encode_bfloat16)(const float *from, unsigned short *to, ptrdiff_t n);
+    void (*encode_float16)(const float *from, unsigned short *to, ptrdiff_t n);
+    /* to = min(max(coefficient * (scale * from), -value), value); from may be to */
+    void (*clip)(const float *from, float *to, ptrdiff_t n, float scale, float coefficient, float value);
+    /* p = p - size * update */
+    void (*apply)(float *p, const float *update, ptrdiff_t n, float size);
+    /* ema = decay * ema + weight * p */
+    void (*average)(const float *p, float *ema, ptrdiff_t n, float decay, float weight);
+    /* sums[(lane + i) % LANES] += (scale * x[i])^2 in float64, for i in order */
+    void (*sum_squares)(const float *x, ptrdiff_t n, float scale, ptrdiff_t lane, double *sums);
+} tile_stages;
+
+/* Independent sums of a reduction: element i of its index space belongs to lane i % LANES, whatever the vector
+ * width. */
+#define LANES 32
 
 /* A pointer that no other pointer of the loop aliases: the engine refuses overlapping arrays. */
 typedef float *__restrict stream;

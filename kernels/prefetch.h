@@ -16,4 +16,14 @@ static inline void prefetch_block(const float *block) {
 #endif
 }
 
+/* One stream alone, read 32 elements at a time by a reduction: four times as far ahead. */
+static inline void prefetch_lane_group(const float *group) {
+#if defined(__GNUC__)
+    __builtin_prefetch(group + 4 * DISTANCE, 0, 3);
+    __builtin_prefetch(group + 4 * DISTANCE + 16, 0, 3);
+#else
+    (void)group;
+#endif
+}
+
 #endif

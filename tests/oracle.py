@@ -4,6 +4,7 @@ Also the flushing variant, which treats subnormals as zero, as the kernels do; a
 """
 
 import functools
+import inspect
 
 import numpy as np
 
@@ -90,6 +91,33 @@ _sqrt, _sign, _fabs, _maximum, _minimum, _copysign, _where = (
 )
 
 
+def at_most_largest(x):
+    """Round to float32, an overflow to the largest."""
+    return np.float32(min(x, float(np.finfo(np.float32).max))) if x == x else np.float32(x)
+
+
+LANES, BLOCK = 32, 16384
+
+
+def sum_squares(x):
+    """Sum of squares in the documented order: lanes within blocks, a tree over lanes, block after block."""
+    with np.errstate(all="ignore"):
+        squares = np.square(x.astype(np.float64))
+        total = 0.0
+        for start in range(0, x.size, BLOCK):
+            block = squares[start : start + BLOCK]
+            rows = np.zeros((-(-block.size // LANES), LANES))
+            rows.ravel()[: block.size] = block
+            lanes = np.zeros(LANES)
+            for row in rows:
+                lanes = lanes + row
+            while lanes.size > 1:
+                half = lanes.size // 2
+                lanes = lanes[:half] + lanes[half:]
+            total += float(lanes[0])
+    return total
+
+
 class Oracle:
     """Steps a set of flat arrays as the kernels must.
 
@@ -115,21 +143,44 @@ class Oracle:
     def scalars(self):
         """Host scalars of the next step in Python's float64, rounded once; the running ones are advanced."""
         stage = _stages.scalars(**self.spec.stage_values(self.values))
-        hypers = {name: self.values[name] for name in self.spec.scalar_hypers}
+        hypers = self.hypers_of(self.spec.scalars)
+        if self.spec.trust == "update":
+            hypers["lr"] = 1.0
         own = self.spec.scalars(step=self.steps + 1, **self.running, **hypers)
         self.running = {name: own[name] for name in self.running}
         return {name: np.float32(value) for name, value in {**stage, **own}.items()}
+
+    def hypers_of(self, function):
+        """The hyperparameters that a host function of the optimizer takes."""
+        return {n: self.values[n] for n in inspect.signature(function).parameters if n in self.values}
+
+    def trust(self, other):
+        """The trust ratio from the parameters' norm and that of `other`, in Python's float64."""
+        norms = {"p_norm": self.norm(self.arrays["p"]), f"{self.spec.trust}_norm": self.norm(other)}
+        with np.errstate(all="ignore"):
+            return np.float64(self.spec.cls.trust_ratio(**norms, **self.hypers_of(self.spec.cls.trust_ratio)))
+
+    def norm(self, x):
+        return np.sqrt(np.float64(sum_squares(Flushing(x).values if self.flushing else x)))
 
     def step(self, g):
         scalars = self.scalars()
         self.steps += 1
         wrap = Flushing if self.flushing else np.asarray
+        if self.spec.trust == "gradient":
+            scalars["trust"] = at_most_largest(self.trust(g))
         with np.errstate(all="ignore"):
-            streams = [wrap(self.arrays[name] if name != "g" else g) for name in self.kernel.streams]
+            streams = [wrap(self.arrays[name] if name != "g" else g) for name in self.kernel.loaded]
             results = self.function(*streams, *(wrap(scalars[n]) for n in self.kernel.used_scalars))
         for name, result in zip(self.kernel.stored, results, strict=True):
             self.arrays[name] = np.asarray(Flushing.plain(result) if self.flushing else result, np.float32)
             assert self.arrays[name].dtype == np.float32
+        if self.spec.trust == "update":
+            update = self.arrays.pop("update")
+            size = at_most_largest(self.values["lr"] * self.trust(update))
+            with np.errstate(all="ignore"):
+                p = wrap(self.arrays["p"]) - wrap(size) * wrap(update)
+            self.arrays["p"] = np.asarray(Flushing.plain(p) if self.flushing else p, np.float32)
 
 
 def assert_same_bits(actual, expected, what):

@@ -29,7 +29,7 @@ class {name}(Optimizer):
 
     states = {states}
 
-    def __init__(self, params=None, lr: NonNegative = 0.5, *, n_threads=None, backend="auto"):
+    def __init__(self, params=None, lr: NonNegative = 0.5, **options):
         super().__init__(params, locals())
 
     @staticmethod
@@ -157,7 +157,7 @@ def test_adam_and_adamw_are_one_rule():
 SIGNUM = '''
 """Signum, for the test that an optimizer is one file."""
 
-from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._optimizer import Optimizer, Options, Params, Unpack
 from fastopt._rule import Flag, Fraction, NonNegative, register, sign
 
 
@@ -181,8 +181,7 @@ class Signum(Optimizer):
         *,
         maximize: Flag = False,
         l1: NonNegative = 0.0,
-        n_threads: int | None = None,
-        backend: Backend = "auto",
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(params, locals())
 

@@ -117,7 +117,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 
 IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 """Arguments of torch's optimizers that choose an implementation; fastopt has none of them."""
-OURS = ("l1", "n_threads", "backend")
+OURS = ("l1", "options")
 """Arguments of fastopt's optimizers that torch does not have."""
 NOT_OURS = ("step", "eta", "mu")
 """Entries of torch's states that fastopt has elsewhere or computes from the step."""

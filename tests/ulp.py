@@ -146,6 +146,7 @@ _RULES = {
     np.where: _where,
     np.clip: lambda a, low, high: np.minimum(np.maximum(a, low), high),
     np.ones_like: lambda a: Term(np.ones_like(a.value)),
+    np.linalg.norm: lambda a: Term(np.linalg.norm(a.value), np.linalg.norm(a.scale)),
 }
 
 
@@ -171,7 +172,7 @@ def trace(function: str, arrays: Mapping[str, Any], step: int, hypers: Mapping[s
     terms = {name: _term(arrays[name]) for name in ("p", "g", *spec.states) if arrays.get(name) is not None}
     running = [float(np.asarray(arrays[name]).item()) for name in spec.running]
     with np.errstate(all="ignore"):
-        p, g = _stages.reference(terms["p"], terms["g"], **spec.stage_values(values))
+        p, g = _stages.reference(terms["p"], terms["g"], **spec.reference_stage_values(values))
         states = [terms.get(name) for name in spec.states]
         own = {name: values[name] for name in spec.reference_hypers}
         new = spec.reference(p, g, *states, *running, step=step, **own)

@@ -47,13 +47,18 @@ def isa() -> str:
 
 
 @functools.cache
-def _load(isa: str) -> dict[str, Any]:
-    return importlib.import_module(_module(isa)).KERNELS
+def _load(isa: str) -> Any:
+    return importlib.import_module(_module(isa))
 
 
 def kernels() -> dict[str, Any]:
     """The compiled kernels of the instruction set in use: name -> (capsule, states, number of scalars)."""
-    return _load(isa()) | _added
+    return _load(isa()).KERNELS | _added
+
+
+def copy_array(source: np.ndarray, out: np.ndarray) -> None:
+    """Round the float32 array `source` into `out`, float16 or bfloat16 (or uint16 with its bits)."""
+    backends.engine().copy_array(_load(isa()).STAGES, source, out, out.dtype != np.float16)
 
 
 _added: dict[str, Any] = {}
@@ -75,7 +80,7 @@ if hasattr(os, "register_at_fork"):
 def make_plan(optimizer: Any) -> Any:
     """The engine's prebuilt step of `optimizer`."""
     n_threads = _threads.get_num_threads()  # sets the engine's default
-    plan = backends.engine().Plan(optimizer, kernels())
+    plan = backends.engine().Plan(optimizer, kernels(), _load(isa()).STAGES)
     plan.n_threads = optimizer.n_threads or 0
     return plan if n_threads else None
 
@@ -94,4 +99,8 @@ def run_once(
     name, hyper = kernel_and_hypers(spec, values)
     capsule, states, _ = kernels()[name]
     streams = [arrays["p"], arrays["g"], *(arrays[state] for state in states)]
-    return backends.engine().run_once(capsule, streams, hyper, step, running, n_threads or _threads.get_num_threads())
+    if spec.trust == "update":
+        streams.append(np.empty_like(arrays["p"]))
+    stages = _load(isa()).STAGES
+    n_threads = n_threads or _threads.get_num_threads()
+    return backends.engine().run_once(capsule, stages, streams, hyper, step, running, spec.trust, n_threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ def run_once(
     states = [arrays.get(name) for name in spec.states]
     carried = [] if running is None else [float(value) for value in running.ravel()]
     with np.errstate(all="ignore"):
-        p, g = _stages.reference(arrays["p"], arrays["g"], **spec.stage_values(values))
+        p, g = _stages.reference(arrays["p"], arrays["g"], **spec.reference_stage_values(values))
         new = spec.reference(
             p, g, *states, *carried, step=step, **{name: values[name] for name in spec.reference_hypers}
         )
@@ -42,14 +43,57 @@ class _Plan:
         self._optimizer = optimizer
         self._checked = backends.engine().Plan(optimizer, None)
 
-    def step(self, gradients: Any) -> None:
-        for position, gradient in self._checked.gather(gradients):
-            tensor = self._optimizer._tensors[position]
-            values = self._optimizer.param_groups[tensor.group]
-            arrays = {"p": tensor.array, "g": gradient, **tensor.states}
-            running = tensor.running if self._optimizer.spec.running else None
-            run_once(self._optimizer.spec, arrays, running, int(tensor.step) + 1, values)
-            tensor.step += 1
+    def step(self, gradients: Any, options: tuple = (1.0, None, None, False, False)) -> tuple[bool, float | None]:
+        grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads = options
+        gathered = self._checked.gather(gradients, zero_grads)
+        with np.errstate(all="ignore"):
+            scaled = [(position, decoded(gradient) * np.float32(grad_scale)) for position, gradient in gathered]
+            norm = None
+            if max_norm is not None or skip_nonfinite:
+                norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for _, g in scaled))
+            applied = not skip_nonfinite or math.isfinite(norm or 0.0)
+            if max_norm is not None and norm is not None:
+                coefficient = np.float32(np.minimum(np.float64(max_norm) / (norm + 1e-6), 1.0))
+                scaled = [(position, g * coefficient) for position, g in scaled]
+            if clip_value is not None:
+                scaled = [(position, np.clip(g, -clip_value, clip_value)) for position, g in scaled]
+        if applied:
+            for position, g in scaled:
+                self._update(self._optimizer._tensors[position], g)
+        if zero_grads:
+            for _, gradient in gathered:
+                gradient[...] = 0
+        return applied, norm
+
+    def _update(self, tensor: Any, gradient: np.ndarray) -> None:
+        values = self._optimizer.param_groups[tensor.group]
+        arrays = {"p": tensor.array, "g": gradient, **tensor.states}
+        running = tensor.running if self._optimizer.spec.running else None
+        run_once(self._optimizer.spec, arrays, running, int(tensor.step) + 1, values)
+        tensor.step += 1
+        if tensor.ema is not None:
+            decay = self._optimizer.ema_decay
+            tensor.ema[...] = decay * tensor.ema + (1 - decay) * tensor.array
+        if tensor.copy is not None:
+            copy_array(tensor.array, tensor.copy)
+
+
+def decoded(gradient: np.ndarray) -> np.ndarray:
+    """A gradient of any type in float32; uint16 holds the bits of bfloat16."""
+    if gradient.dtype == np.uint16:
+        return (gradient.astype(np.uint32) << 16).view(np.float32)
+    return gradient.astype(np.float32)
+
+
+def copy_array(source: np.ndarray, out: np.ndarray) -> None:
+    """Round the float32 array `source` into `out`, float16 or bfloat16 (or uint16 with its bits)."""
+    with np.errstate(all="ignore"):
+        if out.dtype == np.uint16:
+            bits = source.view(np.uint32)
+            rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+            out[...] = np.where(np.isnan(source), bits >> 16 | 0x40, rounded)
+        else:
+            out[...] = source.astype(out.dtype)
 
 
 def make_plan(optimizer: Any) -> _Plan:

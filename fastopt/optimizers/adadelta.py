@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._optimizer import Optimizer, Options, Params, Unpack
 from fastopt._rule import Flag, Fraction, NonNegative, register, sqrt
 
 
@@ -48,8 +48,7 @@ class Adadelta(Optimizer):
         *,
         maximize: Flag = False,
         l1: NonNegative = 0.0,
-        n_threads: int | None = None,
-        backend: Backend = "auto",
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(params, locals())
 

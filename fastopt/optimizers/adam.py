@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._optimizer import Optimizer, Options, Params, Unpack
 from fastopt._rule import Betas, Flag, NonNegative, maximum, register, sqrt
 
 
@@ -55,8 +55,7 @@ class Adam(Optimizer):
         maximize: Flag = False,
         decoupled_weight_decay: Flag = False,
         l1: NonNegative = 0.0,
-        n_threads: int | None = None,
-        backend: Backend = "auto",
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(params, locals())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._optimizer import Optimizer, Options, Params, Unpack
 from fastopt._rule import Betas, Flag, NonNegative, register
 from fastopt.optimizers.adam import Adam
 
@@ -50,7 +50,6 @@ class AdamW(Adam):
         *,
         maximize: Flag = False,
         l1: NonNegative = 0.0,
-        n_threads: int | None = None,
-        backend: Backend = "auto",
+        **options: Unpack[Options],
     ) -> None:
         Optimizer.__init__(self, params, locals())

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
-from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._optimizer import Optimizer, Options, Params, Unpack
 from fastopt._rule import Flag, NonNegative, Pair, Real, maximum, minimum, register, sign
 
 Etas = Annotated[
@@ -51,8 +51,7 @@ class Rprop(Optimizer):
         step_sizes: StepSizes = (1e-6, 50.0),
         *,
         maximize: Flag = False,
-        n_threads: int | None = None,
-        backend: Backend = "auto",
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(params, locals())
 

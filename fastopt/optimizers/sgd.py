@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastopt._optimizer import Backend, Optimizer, Params
+from fastopt._optimizer import Optimizer, Options, Params, Unpack
 from fastopt._rule import AnyReal, Flag, NonNegative, register
 
 
@@ -53,8 +53,7 @@ class SGD(Optimizer):
         *,
         maximize: Flag = False,
         l1: NonNegative = 0.0,
-        n_threads: int | None = None,
-        backend: Backend = "auto",
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(params, locals())
 
