@@ -36,6 +36,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "nesterov": {"lr": 0.01},
     "asgd": {"lr": 0.1},
     "rmsprop": {"lr": 1e-3},
+    # A step of lr * trust_coefficient relative to the size of each array.
+    "lars": {"lr": 0.5},
     "lion": {"lr": 3e-4},
     # Made for full batches: on mini-batches signs flip all the time, so its step sizes need tighter bounds.
     "rprop": {"lr": 1e-3, "step_sizes": (1e-4, 1e-2)},

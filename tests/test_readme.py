@@ -5,6 +5,7 @@
 
 import doctest
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -64,12 +65,12 @@ def test_the_examples_in_docstrings_run(module):
 
 @pytest.mark.parametrize("spec", registry.values(), ids=lambda spec: spec.name)
 def test_an_optimizers_docstring_names_every_hyperparameter_of_its_own_and_its_source(spec):
-    text = spec.cls.__doc__
+    text = inspect.getdoc(spec.cls)
     for name, hyper in spec.hypers.items():
         if name in ("maximize", "l1"):
             continue
-        assert re.search(rf"^    {name} : ", text, re.MULTILINE), name
-        shown = re.search(rf"^    {name} : .*default (.*)$", text, re.MULTILINE)[1]
+        assert re.search(rf"^{name} : ", text, re.MULTILINE), name
+        shown = re.search(rf"^{name} : .*default (.*)$", text, re.MULTILINE)[1]
         assert eval(shown, {}) == hyper.default
     assert "References" in text
 

@@ -6,6 +6,8 @@ from fastopt.optimizers.adam import Adam as Adam
 from fastopt.optimizers.adamax import Adamax as Adamax
 from fastopt.optimizers.adamw import AdamW as AdamW
 from fastopt.optimizers.asgd import ASGD as ASGD
+from fastopt.optimizers.lamb import LAMB as LAMB
+from fastopt.optimizers.lars import LARS as LARS
 from fastopt.optimizers.lion import Lion as Lion
 from fastopt.optimizers.momentum import Momentum as Momentum
 from fastopt.optimizers.nadam import NAdam as NAdam

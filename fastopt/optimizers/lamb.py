@@ -1,0 +1,73 @@
+"""LAMB: Adam with a trust ratio for every tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastopt._optimizer import Optimizer, Options, Params, Unpack
+from fastopt._rule import Betas, Flag, NonNegative, register
+from fastopt.optimizers.adam import Adam
+
+
+@register
+class LAMB(Adam):
+    r"""LAMB: Adam's update, scaled in every tensor to the size of its parameters.
+
+    .. math::
+        u_t &= \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon} + \lambda p_{t-1} \\
+        p_t &= p_{t-1} - \gamma \frac{\lVert p_{t-1} \rVert}{\lVert u_t \rVert} u_t
+
+    with Adam's running means :math:`m` and :math:`v`, rule and states. Where one of the norms is 0 the ratio is 1. The
+    norms are those of each array of `params`, so here the result does depend on what is one array. The update
+    takes 4 bytes per parameter of workspace, beside the state.
+
+    Parameters
+    ----------
+    params
+        One float32 array, a sequence or a dict of them, or a list of param groups.
+    lr : float >= 0, default 1e-3
+        Learning rate (gamma).
+    betas : (float, float), both in [0, 1), default (0.9, 0.999)
+        Decay of the two running means.
+    eps : float >= 0, default 1e-6
+        Added to the denominator.
+    weight_decay : float >= 0, default 0
+        Weight decay (lambda), inside the norm of the update.
+
+    References
+    ----------
+    You et al.: Large batch optimization for deep learning: training BERT in 76 minutes, arXiv:1904.00962.
+    """
+
+    fixed_flags = {"amsgrad": False}
+    trust = "update"
+
+    def __init__(
+        self,
+        params: Params | None = None,
+        lr: NonNegative = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: NonNegative = 1e-6,
+        weight_decay: NonNegative = 0.0,
+        *,
+        maximize: Flag = False,
+        l1: NonNegative = 0.0,
+        **options: Unpack[Options],
+    ) -> None:
+        Optimizer.__init__(self, params, locals())
+
+    @staticmethod
+    def trust_ratio(p_norm, update_norm):
+        return 1 if p_norm == 0 else (1 if update_norm == 0 else p_norm / update_norm)
+
+    @staticmethod
+    def reference(p, g, exp_avg, exp_avg_sq, *, step, lr, betas, eps, weight_decay):
+        beta1, beta2 = betas
+        m = beta1 * exp_avg + (1 - beta1) * g
+        v = beta2 * exp_avg_sq + (1 - beta2) * np.square(g)
+        m_hat = m / (1 - beta1**step)
+        v_hat = v / (1 - beta2**step)
+        u = m_hat / (np.sqrt(v_hat) + eps) + weight_decay * p
+        p_norm, u_norm = np.linalg.norm(p), np.linalg.norm(u)
+        ratio = p_norm / u_norm if p_norm > 0 and u_norm > 0 else 1.0
+        return p - lr * ratio * u, m, v

@@ -1,0 +1,73 @@
+"""LARS: momentum with a trust ratio for every tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastopt._optimizer import Optimizer, Options, Params, Unpack
+from fastopt._rule import Flag, NonNegative, register
+from fastopt.optimizers.momentum import Momentum
+
+
+@register
+class LARS(Momentum):
+    r"""LARS: classical momentum, whose gradient is scaled in every tensor to the size of its parameters.
+
+    .. math::
+        r_t &= \eta \frac{\lVert p_{t-1} \rVert}{\lVert g_t \rVert + \lambda \lVert p_{t-1} \rVert + \epsilon} \\
+        v_t &= \mu v_{t-1} - \gamma r_t (g_t + \lambda p_{t-1}) \\
+        p_t &= p_{t-1} + v_t
+
+    with `Momentum`'s rule and state. Where the norm of the parameters or of the gradient is 0 the ratio is 1. The
+    norms are those of each array of `params`, so here the result does depend on what is one array.
+
+    Parameters
+    ----------
+    params
+        One float32 array, a sequence or a dict of them, or a list of param groups.
+    lr : float >= 0, default 1e-3
+        Learning rate (gamma).
+    momentum : float >= 0, default 0.9
+        Momentum factor (mu).
+    weight_decay : float >= 0, default 0
+        L2 penalty (lambda), added to the gradient and counted in the ratio.
+    trust_coefficient : float >= 0, default 1e-3
+        Factor on the trust ratio (eta).
+    eps : float >= 0, default 0
+        Added to the ratio's denominator.
+
+    References
+    ----------
+    You, Gitman, Ginsburg: Large batch training of convolutional networks, arXiv:1708.03888.
+    """
+
+    trust = "gradient"
+
+    def __init__(
+        self,
+        params: Params | None = None,
+        lr: NonNegative = 1e-3,
+        momentum: NonNegative = 0.9,
+        weight_decay: NonNegative = 0.0,
+        trust_coefficient: NonNegative = 1e-3,
+        eps: NonNegative = 0.0,
+        *,
+        maximize: Flag = False,
+        l1: NonNegative = 0.0,
+        **options: Unpack[Options],
+    ) -> None:
+        Optimizer.__init__(self, params, locals())
+
+    @staticmethod
+    def trust_ratio(p_norm, gradient_norm, weight_decay, trust_coefficient, eps):
+        denominator = gradient_norm + weight_decay * p_norm + eps
+        return 1 if p_norm == 0 else (1 if gradient_norm == 0 else trust_coefficient * p_norm / denominator)
+
+    @staticmethod
+    def reference(p, g, velocity, *, step, lr, momentum, weight_decay, l1, trust_coefficient, eps):
+        p_norm, g_norm = np.linalg.norm(p), np.linalg.norm(g)
+        ratio = 1.0
+        if p_norm > 0 and g_norm > 0:
+            ratio = trust_coefficient * p_norm / (g_norm + weight_decay * p_norm + eps)
+        v = momentum * velocity - lr * ratio * (g + weight_decay * p + l1 * np.sign(p))
+        return p + v, v
