@@ -25,6 +25,12 @@ maximum = np.maximum
 minimum = np.minimum
 copysign = np.copysign
 
+
+def norm(x: Any) -> Any:
+    """L2 norm for references, summed in float64 whatever the type of `x`: float32 squares overflow at 1e19."""
+    return np.linalg.norm(x * np.float64(1))
+
+
 _FLOAT32 = np.finfo(np.float32)
 _LARGEST = float(_FLOAT32.max)
 _SMALLEST_NORMAL = float(_FLOAT32.tiny)

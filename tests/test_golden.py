@@ -1,4 +1,4 @@
-"""Promise 2, "right", against golden vectors: what torch.optim and optax computed in float64.
+"""Promise 2, "right", against golden vectors: what torch.optim, optax and a paper computed in float64.
 
 `golden/make.py` made them and says what is in them. Here the reference is held against them in float64, and the
 compiled kernels against the reference, both in ULP of the largest term (see `ulp`).
@@ -7,13 +7,14 @@ compiled kernels against the reference, both in ULP of the largest term (see `ul
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import pathlib
 from typing import Any
 
 import numpy as np
 import pytest
-from ulp import FLOAT64_ULPS, assert_close, float32_ulps, trace, unit
+from ulp import assert_close, float32_ulps, float64_ulps, trace, unit
 
 import fastopt
 from fastopt._rule import registry
@@ -21,16 +22,26 @@ from fastopt._rule import registry
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 STEPS = range(1, 9)
 
-TRAJECTORY_ULPS = 8
-"""At most for eight float64 steps in a row, 1.8e-15 of the largest term; the largest distance found is 7."""
+
+def trajectory_ulps(function: str) -> float:
+    """ULP at most after eight float64 steps in a row; the largest distances found are 7, and 15 for LARS.
+
+    One error of LARS's ratio is in every velocity that follows, and the parameter adds up eight of them.
+    """
+    return 24 if function == "lars" else 8
 
 
 def _cases() -> list[Any]:
+    """Every case; those of several tensors once for each, with ``part``, the tensor's place among the elements."""
     cases = []
-    for library in ("torch", "optax"):
+    for library in ("torch", "optax", "paper"):
         for case in json.loads((GOLDEN / f"{library}.json").read_text())["cases"]:
-            label = f"{library}-{case['optimizer']}-{case['case'].replace(' ', '_').replace(',', '')}"
-            cases.append(pytest.param({**case, "library": library, "label": label}, id=label))
+            name = f"{library}-{case['optimizer']}-{case['case'].replace(' ', '_').replace(',', '')}"
+            ends = list(itertools.accumulate(case.get("tensors", [])))
+            parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+            for part in parts or [slice(None)]:
+                label = f"{name}-{part.start}:{part.stop}" if parts else name
+                cases.append(pytest.param({**case, "library": library, "label": label, "part": part}, id=label))
     return cases
 
 
@@ -54,20 +65,22 @@ def _after(case: dict[str, Any], step: int) -> dict[str, np.ndarray]:
     names = ("p", *case["states"])
     if step:
         rows = {name: arrays[f"{case['optimizer']}/{name}"][case["row"], step - 1] for name in names}
-        return {name: np.atleast_1d(row).copy() for name, row in rows.items()}
+        return {name: np.atleast_1d(row)[case["part"]].copy() for name, row in rows.items()}
     spec = registry[case["optimizer"]]
     values = {**{name: hyper.default for name, hyper in spec.hypers.items()}, **_hypers(case, 1)}
-    before = {"p": arrays["p"].copy()}
+    p = arrays["p"][case["part"]]
+    before = {"p": np.zeros_like(p) if case.get("zero") == "p" else p.copy()}
     for name in case["states"]:
         if name in spec.running:
             before[name] = np.array([spec.running[name]])
         else:
-            before[name] = np.full_like(arrays["p"], spec.initial(name, values))
+            before[name] = np.full_like(p, spec.initial(name, values))
     return before
 
 
 def _gradient(case: dict[str, Any], step: int) -> np.ndarray:
-    return _arrays(case["library"])["g"][step - 1]
+    g = _arrays(case["library"])["g"][step - 1, case["part"]]
+    return np.zeros_like(g) if case.get("zero") == "g" and step % 2 else g
 
 
 # --- The yardstick
@@ -97,7 +110,8 @@ def test_a_reference_step_is_the_golden_one(case: dict[str, Any], step: int) -> 
     start = {**_after(case, step - 1), "g": _gradient(case, step)}
     terms = trace(case["optimizer"], start, step, _hypers(case, step))
     getattr(fastopt.reference, case["optimizer"])(**start, step=step, **_hypers(case, step))
-    assert_close(FLOAT64_ULPS, start, _after(case, step), terms, f"{case['label']}, step {step}")
+    bound = float64_ulps(case["optimizer"])
+    assert_close(bound, start, _after(case, step), terms, f"{case['label']}, step {step}")
 
 
 @pytest.mark.parametrize("case", _cases())
@@ -108,7 +122,8 @@ def test_the_reference_stays_on_the_golden_trajectory(case: dict[str, Any]) -> N
         terms = trace(case["optimizer"], {**terms, "g": _gradient(case, step)}, step, _hypers(case, step))
         function = getattr(fastopt.reference, case["optimizer"])
         function(**arrays, g=_gradient(case, step), step=step, **_hypers(case, step))
-    assert_close(TRAJECTORY_ULPS, arrays, _after(case, STEPS[-1]), terms, f"{case['label']}, {STEPS[-1]} steps")
+    bound = trajectory_ulps(case["optimizer"])
+    assert_close(bound, arrays, _after(case, STEPS[-1]), terms, f"{case['label']}, {STEPS[-1]} steps")
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Betas, Flag, NonNegative, register
+from fastopt._rule import Betas, Flag, NonNegative, norm, register
 from fastopt.optimizers.adam import Adam
 
 
@@ -68,6 +68,6 @@ class LAMB(Adam):
         m_hat = m / (1 - beta1**step)
         v_hat = v / (1 - beta2**step)
         u = m_hat / (np.sqrt(v_hat) + eps) + weight_decay * p
-        p_norm, u_norm = np.linalg.norm(p), np.linalg.norm(u)
-        ratio = p_norm / u_norm if p_norm > 0 and u_norm > 0 else 1.0
+        p_norm, u_norm = norm(p), norm(u)
+        ratio = 1.0 if p_norm == 0 or u_norm == 0 else p_norm / u_norm
         return p - lr * ratio * u, m, v

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Flag, NonNegative, register
+from fastopt._rule import Flag, NonNegative, norm, register
 from fastopt.optimizers.momentum import Momentum
 
 
@@ -65,9 +65,9 @@ class LARS(Momentum):
 
     @staticmethod
     def reference(p, g, velocity, *, step, lr, momentum, weight_decay, l1, trust_coefficient, eps):
-        p_norm, g_norm = np.linalg.norm(p), np.linalg.norm(g)
+        p_norm, g_norm = norm(p), norm(g)
         ratio = 1.0
-        if p_norm > 0 and g_norm > 0:
+        if p_norm != 0 and g_norm != 0:
             ratio = trust_coefficient * p_norm / (g_norm + weight_decay * p_norm + eps)
         v = momentum * velocity - lr * ratio * (g + weight_decay * p + l1 * np.sign(p))
         return p + v, v
