@@ -166,6 +166,14 @@ class Kernel:
         return tuple(n for n in self.streams if n in assigned and not (n == "p" and self.gives_update))
 
     @property
+    def bytes_moved(self) -> int:
+        """Bytes of memory that a step reads and writes for each parameter, the passes of a trust ratio included."""
+        once = len(self.loaded) + len(self.stored)
+        apply = 3 if self.gives_update else 0  # reads p and update, writes p
+        measure = 2 if "trust" in self.used_scalars else 0  # reads p and g
+        return 4 * (once + apply + measure)
+
+    @property
     def used_scalars(self) -> tuple[str, ...]:
         read = set().union(*(assignment.reads() for assignment in self.body))
         return tuple(name for name in self.scalars if name in read)
