@@ -75,11 +75,11 @@ cdef extern from "team.h":
 cdef extern from "cpu_features.h":
     int x86_64_level() noexcept nogil
 
-TILE = 2048
+TILE = 1024
 """Elements of one call of a kernel. Threads own whole tiles of a tensor."""
 
 cdef enum:
-    TILE_ELEMENTS = 2048
+    TILE_ELEMENTS = 1024
     SEGMENT_WEIGHT = 64  # what starting a segment costs, in elements; balances many small tensors
     GIL_BELOW = 16384    # elements for which releasing the GIL costs more than it gives
     NORM_BLOCK = 16384   # elements of one partial sum of a norm; a multiple of a tile
@@ -578,6 +578,7 @@ cdef struct Active:
     double running[MAX_RUNNING]  # after the step
     char* gradient
     int storage
+    PyObject* array  # the gradient; held by the plan for the length of the step
 
 
 cdef inline bint follows(const Segment* before, const Segment* after) noexcept nogil:
@@ -652,6 +653,7 @@ cdef class Plan:
     cdef Py_ssize_t n_active
     cdef Segment* segments
     cdef float* scalars
+    cdef object held  # the gradients, so that nobody can free them while threads read them
     cdef list gathered
     cdef bint keeps_gradients  # whether `gather_one` lists them there
     cdef Pipeline pipeline
@@ -660,7 +662,8 @@ cdef class Plan:
     cdef double* sums
     cdef double* norms
     cdef int bfloat16_type  # NumPy's number of the bfloat16 type last seen, or -1
-    cdef object zeroable    # addresses of the gradients that were last found to be disjoint
+    cdef char** zeroable    # data of the gradients that were last found to be disjoint
+    cdef Py_ssize_t n_zeroable
     cdef public int n_threads
     """Threads at most; 0 for the process-wide number."""
 
@@ -692,7 +695,8 @@ cdef class Plan:
         if not (self.tensors and self.groups and self.active and self.segments and self.scalars):
             raise MemoryError
         self.norms = <double*>calloc(2 * (total // NORM_BLOCK + self.n_tensors + 1), sizeof(double))
-        if not (self.pieces and self.sums and self.norms):
+        self.zeroable = <char**>calloc(self.n_tensors + 1, sizeof(char*))
+        if not (self.pieces and self.sums and self.norms and self.zeroable):
             raise MemoryError
         self.stages_capsule = stages
         memset(&self.pipeline, 0, sizeof(self.pipeline))
@@ -757,6 +761,7 @@ cdef class Plan:
         free(self.pieces)
         free(self.sums)
         free(self.norms)
+        free(self.zeroable)
 
     # --- 1. groups
 
@@ -814,12 +819,14 @@ cdef class Plan:
         self.n_active = 0
         self.gathered = []
         if self.structure == SINGLE:
+            self.held = gradients
             self.gather_one(0, gradients)
         elif self.structure == MAPPING:
             if type(gradients) is not dict:
                 gradients = _buffers.gradient_mapping(self.optimizer, gradients)
             if PyDict_Size(gradients) != self.n_tensors:
                 _buffers.refuse_gradient_names(self.optimizer, gradients)
+            self.held = tuple((<dict>gradients).values())
             for i in range(self.n_tensors):
                 item = PyDict_GetItem(gradients, <object>PyTuple_GET_ITEM(self.names, i))
                 if item == NULL:
@@ -830,8 +837,9 @@ cdef class Plan:
                 gradients = _buffers.gradient_list(self.optimizer, gradients)
             if PyList_GET_SIZE(gradients) != self.n_tensors:
                 _buffers.refuse_gradient_count(self.optimizer, gradients)
+            self.held = tuple(<list>gradients)
             for i in range(self.n_tensors):
-                self.gather_one(i, <object>PyList_GET_ITEM(gradients, i))
+                self.gather_one(i, <object>PyTuple_GET_ITEM(self.held, i))
         return 0
 
     cdef int gather_one(self, Py_ssize_t i, object gradient) except -1:
@@ -867,23 +875,29 @@ cdef class Plan:
         self.active[self.n_active].tensor = i
         self.active[self.n_active].gradient = <char*>data
         self.active[self.n_active].storage = storage
+        self.active[self.n_active].array = <PyObject*>gradient
         self.n_active += 1
         if self.keeps_gradients:
             self.gathered.append((i, gradient))
         return 0
 
-    cdef int check_zeroable(self) except -1:
+    cdef int check_zeroable(self, object gradients) except -1:
         """See that every gathered gradient can be zeroed without touching another."""
         cdef Py_ssize_t k
-        addresses = tuple([<uintptr_t>self.active[k].gradient for k in range(self.n_active)])
-        for i, gradient in self.gathered:
-            if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>gradient):
-                _buffers.refuse_read_only_gradient(self.optimizer, i)
-        if addresses != self.zeroable:
+        cdef bint same = self.n_active == self.n_zeroable
+        for k in range(self.n_active):
+            if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>self.active[k].array):
+                _buffers.refuse_read_only_gradient(self.optimizer, self.active[k].tensor)
+            same = same and self.zeroable[k] == self.active[k].gradient
+        if not same:
+            self.keeps_gradients = True
+            self.gather_all(gradients)
             overlap = Ranges([gradient for _, gradient in self.gathered]).first_overlap()
             if overlap is not None:
                 _buffers.refuse_shared_gradients(self.optimizer, *[self.gathered[k][0] for k in overlap])
-            self.zeroable = addresses
+            for k in range(self.n_active):
+                self.zeroable[k] = self.active[k].gradient
+            self.n_zeroable = self.n_active
         return 0
 
     # --- 3. norm
@@ -1047,6 +1061,7 @@ cdef class Plan:
             self.run_segments(n_segments, total, True, n_threads)
         finally:
             self.busy = False
+            self.held = None
 
     cdef object step_with(self, object gradients, tuple options, int n_threads):
         cdef double grad_scale, coefficient = 1.0, norm = 0.0
@@ -1057,11 +1072,11 @@ cdef class Plan:
         needs_norm = max_norm is not None or skip_nonfinite
         self.pipeline.clips = clip_value is not None
         self.pipeline.zeroes = zero_grads
-        self.keeps_gradients = zero_grads
+        self.keeps_gradients = False
         self.check_groups()
         self.gather_all(gradients)
         if zero_grads:
-            self.check_zeroable()
+            self.check_zeroable(gradients)
         if needs_norm:
             norm = self.gradient_norm(grad_scale, n_threads)
         applied = not (skip_nonfinite and not isfinite(norm))
@@ -1103,7 +1118,8 @@ cdef class Plan:
         self.check_groups()
         self.gather_all(gradients)
         if zero_grads:
-            self.check_zeroable()
+            self.check_zeroable(gradients)
+        self.held = None
         return self.gathered
 
 

@@ -53,6 +53,7 @@ typedef struct {
 
 /* A pointer that no other pointer of the loop aliases: the engine refuses overlapping arrays. */
 typedef float *__restrict stream;
+typedef unsigned short *__restrict halves;
 
 /* NaN must come out of these as NaN, and sign(-0) is +0, as in NumPy. Written so that GCC makes selections
  * of them and no branches, alone and inside one another (`tests/test_vectorized.py`). */

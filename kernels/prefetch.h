@@ -16,6 +16,16 @@ static inline void prefetch_block(const float *block) {
 #endif
 }
 
+/* The same for a stream of two bytes an element that is only written. */
+static inline void prefetch_halves(const unsigned short *block) {
+#if defined(__GNUC__)
+    __builtin_prefetch(block + DISTANCE, 1, 3);
+    __builtin_prefetch(block + DISTANCE + 32, 1, 3);
+#else
+    (void)block;
+#endif
+}
+
 /* One stream alone, read 32 elements at a time by a reduction: four times as far ahead. */
 static inline void prefetch_lane_group(const float *group) {
 #if defined(__GNUC__)

@@ -1,5 +1,6 @@
 """The optimizer as users hold it: groups, state, None gradients, dicts, snapshots, threads, backends."""
 
+import collections.abc
 import copy
 import multiprocessing
 import os
@@ -78,6 +79,26 @@ def test_a_memmap_is_updated_in_its_file(tmp_path):
     fastopt.SGD(p, lr=1.0).step(np.ones(8, F32))
     p.flush()
     assert np.fromfile(tmp_path / "p", F32).tolist() == [-1] * 8
+
+
+class _Fresh(collections.abc.Mapping):
+    """Gradients that exist only while somebody holds them."""
+
+    def __getitem__(self, name):
+        return np.full(300_000, F32(ord(name)))
+
+    def __iter__(self):
+        return iter("ab")
+
+    def __len__(self):
+        return 2
+
+
+def test_gradients_that_nobody_else_holds_live_until_the_step_is_done():
+    p = {name: np.zeros(300_000, F32) for name in "ab"}
+    fastopt.SGD(p, lr=1.0).step(_Fresh())
+    assert (p["a"] == -97).all()
+    assert (p["b"] == -98).all()
 
 
 # --- Groups
