@@ -79,7 +79,9 @@ def zeros(n: int) -> Array:
     """
     nbytes = 4 * n
     if nbytes >= _HUGE_FROM:
-        memory = mmap.mmap(-1, nbytes + _HUGE_PAGE)
+        # Private: mmap's default is shared, which a forked child would write into, and has no huge pages.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        memory = mmap.mmap(-1, nbytes + _HUGE_PAGE, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without transparent huge pages
                 memory.madvise(mmap.MADV_HUGEPAGE)
@@ -122,7 +124,7 @@ def _gradient_label(optimizer: Optimizer, index: int) -> str:
 
 def check_gradient(optimizer: Optimizer, index: int, gradient: Any) -> str:
     """Raise TypeError or ValueError unless `gradient` fits parameter number `index`; return what it holds."""
-    shape = optimizer._tensors[index].array.shape
+    shape = optimizer._tensors[index].shape
     what = _gradient_label(optimizer, index)
     if isinstance(gradient, np.ndarray):
         name = gradient.dtype.name
@@ -137,10 +139,11 @@ def check_gradient(optimizer: Optimizer, index: int, gradient: Any) -> str:
     return "float32"
 
 
-def check_still_writable(optimizer: Optimizer, index: int) -> None:
-    """Explain a parameter that was writable when the optimizer was made."""
+def refuse_changed_parameter(optimizer: Optimizer, index: int) -> NoReturn:
+    """Explain a parameter that is no longer what the optimizer was given."""
     tensor = optimizer._tensors[index]
-    check_array(tensor.array, f"{type(optimizer).__name__}: {tensor.label}")
+    check_array(tensor.array, f"{type(optimizer).__name__}: {tensor.label}", shape=tensor.shape)
+    raise ValueError(f"{type(optimizer).__name__}: the memory of {tensor.label} was reallocated since it was given")
 
 
 def gradient_mapping(optimizer: Optimizer, gradients: Any) -> dict[str, Any]:
@@ -166,14 +169,19 @@ def gradient_list(optimizer: Optimizer, gradients: Any) -> list[Any]:
 
 def refuse_gradient_names(optimizer: Optimizer, gradients: Mapping[str, Any]) -> NoReturn:
     """Explain gradients whose names are not those of the parameters."""
-    names = optimizer._names or ()
-    missing = [name for name in names if name not in gradients]
+    names = set(optimizer._names or ())
+    missing = [name for name in optimizer._names or () if name not in gradients]
     unknown = [name for name in gradients if name not in names]
     raise ValueError(
         f"{type(optimizer).__name__}: grads must have the names of params"
-        + (f", missing {missing}" if missing else "")
-        + (f", unknown {unknown}" if unknown else "")
+        + (f", missing {few(missing)}" if missing else "")
+        + (f", unknown {few(unknown)}" if unknown else "")
     )
+
+
+def few(names: Sequence[Any]) -> str:
+    """The first of `names`, for an error message."""
+    return f"{list(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def refuse_gradient_count(optimizer: Optimizer, gradients: Sequence[Any]) -> NoReturn:
@@ -205,7 +213,7 @@ def refuse_shared_gradients(optimizer: Optimizer, first: int, second: int) -> No
 def refuse_step(optimizer: Optimizer, index: int, step: int) -> NoReturn:
     """Explain a step count that was set to nonsense."""
     label = optimizer._tensors[index].label
-    raise ValueError(f"{type(optimizer).__name__}: the step count of {label} must be >= 0, got {step}")
+    raise ValueError(f"{type(optimizer).__name__}: the step count of {label} must be >= 0 and below 2**53, got {step}")
 
 
 def refuse_scalars(optimizer: Optimizer, index: int, step: int) -> NoReturn:
@@ -219,8 +227,8 @@ def refuse_scalars(optimizer: Optimizer, index: int, step: int) -> NoReturn:
 
 
 def refuse_concurrent_step(optimizer: Optimizer) -> NoReturn:
-    """Explain a step that started while another thread is in one."""
-    raise RuntimeError(f"{type(optimizer).__name__}: another thread is inside step() of this optimizer")
+    """Explain a step, or a change of the optimizer, while a step is under way."""
+    raise RuntimeError(f"{type(optimizer).__name__}: another step of this optimizer is under way")
 
 
 # --- FlatBuffer -------------------------------------------------------------------------------------------
@@ -268,7 +276,10 @@ class FlatBuffer(Mapping[str, Array]):
             if not isinstance(name, str):
                 raise TypeError(f"FlatBuffer: names must be strings, got {name!r}")
             shapes[name] = _shape(name, tensor)
-        self.flat = zeros(sum(_size(shape) for shape in shapes.values()))
+        total = sum(_size(shape) for shape in shapes.values())
+        if total > 2**58:
+            raise ValueError(f"FlatBuffer: {total} numbers are more than any memory holds")
+        self.flat = zeros(total)
         self._views: dict[str, Array] = {}
         start = 0
         for name, shape in shapes.items():

@@ -105,8 +105,8 @@ def _call(
     values = spec.check(hypers)
     if isinstance(step, bool) or not isinstance(step, int | np.integer):
         raise TypeError(f"{owner}: step must be an int, got {_buffers.describe(step)}")
-    if step < 1:
-        raise ValueError(f"{owner}: step must be >= 1, got {step}")
+    if not 1 <= step < 2**53:
+        raise ValueError(f"{owner}: step must be >= 1 and below 2**53, got {step}")
     if n_threads is not None:
         _threads.check_n_threads(n_threads)
     p = arrays["p"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
+import math
+import numbers
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -75,12 +78,13 @@ _OF_TORCH = ("foreach", "fused", "capturable", "differentiable")
 class _Tensor:
     """One parameter and what the optimizer keeps for it."""
 
-    __slots__ = ("array", "copy", "ema", "group", "label", "running", "states", "step", "update")
+    __slots__ = ("array", "copy", "ema", "group", "label", "running", "shape", "states", "step", "update")
 
     def __init__(
         self, array: Array, label: str, group: int, states: dict[str, Array], step: np.ndarray, running: np.ndarray
     ) -> None:
         self.array = array
+        self.shape = array.shape
         self.label = label
         self.group = group
         self.states = states
@@ -91,9 +95,10 @@ class _Tensor:
         self.update: Array | None = None
 
     def expose(self, spec: Spec) -> State:
-        """What users see as the state of this tensor: live arrays under fixed names."""
+        """What users see as the state of this tensor: views of live arrays under fixed names."""
         running = {name: self.running[k : k + 1].reshape(()) for k, name in enumerate(spec.running)}
-        return types.MappingProxyType({"step": self.step, **running, **self.states})
+        states = {name: array.view() for name, array in self.states.items()}
+        return types.MappingProxyType({"step": self.step.view(), **running, **states})
 
 
 class Optimizer:
@@ -168,9 +173,11 @@ class Optimizer:
         self._tensors: list[_Tensor] = []
         self._names: tuple[str, ...] | None = None
         self._structure: Literal["single", "sequence", "mapping"]
-        self._awaited: dict[str, Mapping[str, Any]] = {}
+        self._awaited: dict[str, tuple[Mapping[str, Any], Array | None]] = {}
         self._plan: Any = None
+        self._members: list[list[_Tensor]] = []
         self._ema_is_in = False
+        self._by_update = params is None
         self.n_threads = options.get("n_threads")
         if params is None:
             self._structure = "mapping"
@@ -268,7 +275,8 @@ class Optimizer:
     @n_threads.setter
     def n_threads(self, n_threads: int | None) -> None:
         self._n_threads = None if n_threads is None else _threads.check_n_threads(n_threads)
-        self._plan = None
+        if self._plan is not None:
+            self._plan.n_threads = self._n_threads or 0
 
     def step(
         self,
@@ -317,7 +325,8 @@ class Optimizer:
         if plan is None:
             plan = self._make_plan()
         if (
-            grad_scale == 1.0
+            type(grad_scale) is float
+            and grad_scale == 1.0
             and max_norm is None
             and clip_value is None
             and skip_nonfinite is False
@@ -350,29 +359,34 @@ class Optimizer:
         """
         if self._structure != "mapping":
             raise TypeError(f"{self._name}: update() is for dicts, this optimizer was made with a {self._structure}")
+        self._check_free("update()")
         for what, value in (("params", params), ("grads", grads)):
             if not isinstance(value, Mapping):
                 raise TypeError(f"{self._name}: {what} must be a dict of arrays, got {_buffers.describe(value)}")
         if params.keys() != grads.keys():
             odd = sorted(map(repr, params.keys() ^ grads.keys()))
-            raise ValueError(f"{self._name}: params and grads must have the same names, {', '.join(odd)} differ")
+            raise ValueError(f"{self._name}: params and grads must have the same names, {_buffers.few(odd)} differ")
         known = dict(zip(self._names or (), self._tensors, strict=True))
         moved = {name: array for name, array in params.items() if name in known and known[name].array is not array}
-        for name, array in moved.items():
-            _buffers.check_array(array, f"{self._name}: params[{name!r}]", shape=known[name].array.shape)
         new = {name: array for name, array in params.items() if name not in known}
-        if moved or new:
-            self._rebind(moved, new)
-        if len(params) < len(self._tensors):
-            grads = {name: grads.get(name) for name in self._names or ()}
-        return self.step(grads, **options)
+        before = self._bindings()
+        try:
+            if moved or new:
+                self._rebind(known, moved, new)
+            if len(params) < len(self._tensors):
+                grads = {name: grads.get(name) for name in self._names or ()}
+            return self.step(grads, **options)
+        except BaseException:
+            if moved or new:
+                self._restore(before)
+            raise
 
     @contextlib.contextmanager
     def swap_ema(self) -> Iterator[None]:
         """Put the averages in the place of the parameters for the length of a with block.
 
         Parameters and averages are exchanged in place, `params_copy` follows, and all of it is undone at the
-        end, also after an exception. No step can be made inside.
+        end, also after an exception. Inside, the optimizer cannot step, save, load or grow.
 
         Examples
         --------
@@ -388,8 +402,9 @@ class Optimizer:
         array([-1., -1.], dtype=float32)
         """
         self._need("ema_decay", self._ema_decay)
-        if self._ema_is_in:
-            raise RuntimeError(f"{self._name}: swap_ema() inside swap_ema()")
+        self._check_free("swap_ema()")
+        for tensor in self._tensors:
+            _buffers.check_array(tensor.array, f"{self._name}: {tensor.label}", shape=tensor.shape)
         self._exchange_ema()
         self._ema_is_in, self._plan = True, None
         try:
@@ -413,11 +428,17 @@ class Optimizer:
             ``"params"`` (an array, or a sequence of arrays; a dict of them where the optimizer was made with a
             dict) and any hyperparameters; the others are those of the constructor.
         """
-        if self._structure == "single":
-            self._structure = "sequence"
-            for k, tensor in enumerate(self._tensors):
-                tensor.label = f"params[{k}]"
-        self._add_groups([group])
+        self._check_free("add_param_group()")
+        if self._structure != "single":
+            self._add_groups([group])
+            return
+        self._structure = "sequence"
+        try:
+            self._add_groups([group])
+        except BaseException:
+            self._structure = "single"
+            raise
+        self._tensors[0].label = "params[0]"
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot that `load_state_dict` resumes from with the same bits.
@@ -429,7 +450,8 @@ class Optimizer:
             state, ``"param_groups"`` lists hyperparameters, positions (``"params"``) and, for dicts,
             ``"param_names"``; ``"ema"`` maps positions to averages, with `ema_decay`.
         """
-        state = {}
+        self._check_free("state_dict()")
+        state: dict[int, Any] = {}
         for position, tensor in enumerate(self._tensors):
             state[position] = {
                 "step": int(tensor.step),
@@ -448,6 +470,13 @@ class Optimizer:
         if self._ema_decay is not None:
             averages = [tensor.ema.copy() for tensor in self._tensors if tensor.ema is not None]
             saved["ema"] = dict(enumerate(averages))
+        for name, (entry, average) in self._awaited.items():  # loaded, and not yet seen by update
+            position = len(state)
+            state[position] = {key: np.copy(v) if isinstance(v, np.ndarray) else v for key, v in entry.items()}
+            groups[0]["params"].append(position)
+            groups[0]["param_names"].append(name)
+            if average is not None:
+                saved["ema"][position] = average.copy()
         return saved
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -465,6 +494,7 @@ class Optimizer:
         """
         from fastopt import _state_dict
 
+        self._check_free("load_state_dict()")
         _state_dict.load(self, state_dict)
 
     def __repr__(self) -> str:
@@ -473,11 +503,11 @@ class Optimizer:
         return f"<{self._name}({values}) of {n} parameters in {len(self._tensors)} tensors, backend {self.backend}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        params: Any = [tensor.array for tensor in self._tensors]
         return {
             "structure": self._structure,
+            "by_update": self._by_update,
             "names": self._names,
-            "params": params,
+            "tensors": [(tensor.array, tensor.label, tensor.group) for tensor in self._tensors],
             "defaults": self.defaults,
             "options": {
                 "n_threads": self._n_threads,
@@ -487,25 +517,20 @@ class Optimizer:
                 "grad_dtype": self._grad_dtype,
             },
             "state_dict": self.state_dict(),
-            "awaited": self._awaited,
         }
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        params, names = saved["params"], saved["names"]
-        groups = [
-            {
-                "params": [params[i] for i in group["params"]]
-                if names is None
-                else {names[i]: params[i] for i in group["params"]}
-            }
-            for group in saved["state_dict"]["param_groups"]
-        ]
-        Optimizer.__init__(self, groups if params else None, {**saved["defaults"], "options": saved["options"]})
-        if saved["structure"] == "single":
-            self._structure = "single"
-            self._tensors[0].label = "params"
-        self.load_state_dict(saved["state_dict"])
-        self._awaited.update(saved["awaited"])
+        from fastopt import _state_dict
+
+        Optimizer.__init__(self, None, {**saved["defaults"], "options": saved["options"]})
+        self._structure, self._names, self._by_update = saved["structure"], saved["names"], saved["by_update"]
+        groups = saved["state_dict"]["param_groups"]
+        self._param_groups = [{"params": (), **{k: v for k, v in g.items() if k[:5] != "param"}} for g in groups]
+        for group, run in itertools.groupby(saved["tensors"], key=lambda tensor: tensor[2]):
+            arrays, labels = zip(*((array, label) for array, label, _ in run), strict=True)
+            self._add_tensors(list(arrays), list(labels), group)
+        self._list_params()
+        _state_dict.load(self, saved["state_dict"])
 
     # --- Inside
 
@@ -532,7 +557,9 @@ class Optimizer:
     def _check_step_options(
         self, grad_scale: Any, max_norm: Any, clip_value: Any, skip_nonfinite: Any, zero_grads: Any
     ) -> tuple[float, float | None, float | None, bool, bool]:
-        if not (isinstance(max_norm, float) and max_norm == float("inf")):
+        if isinstance(max_norm, numbers.Real) and max_norm == math.inf:
+            max_norm = math.inf
+        else:
             max_norm = self._optional("max_norm", _NON_NEGATIVE, max_norm)
         return (
             Real().check(self._name, "grad_scale", grad_scale),
@@ -551,15 +578,23 @@ class Optimizer:
         if self._copy_dtype is not None:
             self.refresh_params_copy()
 
+    def _check_free(self, what: str) -> None:
+        """Raise RuntimeError while averages stand in for the parameters, or a step is under way."""
+        if self._ema_is_in:
+            raise RuntimeError(f"{self._name}: {what} inside swap_ema(), where averages stand in for the parameters")
+        if self._plan is not None and self._plan.busy:
+            _buffers.refuse_concurrent_step(self)
+
     def _make_plan(self) -> Any:
         if self._ema_is_in:
-            raise RuntimeError(
-                f"{self._name}: step() inside swap_ema(), where the averages stand in for the parameters"
-            )
+            self._check_free("step()")
         if not self._tensors and not self._names:
             raise ValueError(
                 f"{self._name}: no parameters yet; pass params to the constructor or call update(params, grads)"
             )
+        self._members = [[] for _ in self._param_groups]
+        for tensor in self._tensors:
+            self._members[tensor.group].append(tensor)
         self._plan = self._backend.make_plan(self)
         return self._plan
 
@@ -668,29 +703,53 @@ class Optimizer:
         tensor.states = {name: tensor.states[name] for name in self.spec.states if name in tensor.states}
         self._plan = None
 
-    def _rebind(self, moved: Mapping[str, Array], new: Mapping[str, Array]) -> None:
+    def _bindings(self) -> tuple[Any, ...]:
+        """Which names and arrays the optimizer has, for `_restore`."""
+        arrays = [tensor.array for tensor in self._tensors]
+        return list(self._tensors), arrays, self._names, dict(self._awaited)
+
+    def _restore(self, before: tuple[Any, ...]) -> None:
+        self._tensors, arrays, self._names, self._awaited = before
+        for tensor, array in zip(self._tensors, arrays, strict=True):
+            tensor.array = array
+        self._list_params()
+
+    def _list_params(self) -> None:
+        """Show the arrays in the param groups; the plan knows other ones."""
+        members: list[list[Array]] = [[] for _ in self._param_groups]
+        for tensor in self._tensors:
+            members[tensor.group].append(tensor.array)
+        for group, arrays in zip(self._param_groups, members, strict=True):
+            group["params"] = tuple(arrays)
+        self._plan = None
+
+    def _rebind(self, known: Mapping[str, _Tensor], moved: Mapping[str, Array], new: Mapping[str, Array]) -> None:
         """Let names point to other arrays and add new names to the first group."""
         from fastopt import _state_dict
 
         labelled = [(array, f"params[{name!r}]") for name, array in {**moved, **new}.items()]
+        for name, array in moved.items():
+            _buffers.check_array(array, f"{self._name}: params[{name!r}]", shape=known[name].shape)
         for array, label in labelled:
             _buffers.check_array(array, f"{self._name}: {label}")
-        self._check_disjoint(labelled, leave=[f"params[{name!r}]" for name in moved])
+        self._check_disjoint(labelled, leave={f"params[{name!r}]" for name in moved})
         awaited = {name: self._awaited[name] for name in new if name in self._awaited}
-        for name, saved in awaited.items():
-            _state_dict.check_entry(self, saved, new[name].shape, self._param_groups[0], f"params[{name!r}]")
-        names = self._names or ()
+        for name, (entry, average) in awaited.items():
+            label = f"params[{name!r}]"
+            _state_dict.check_entry(self, entry, new[name].shape, self._param_groups[0], label)
+            if average is not None:
+                _state_dict.check_average(self, average, new[name].shape, label)
         for name, array in moved.items():
-            self._tensors[names.index(name)].array = array
+            known[name].array = array
+        start = len(self._tensors)
         if new:
             self._add_tensors(list(new.values()), [f"params[{name!r}]" for name in new], 0)
-            self._names = (*names, *new)
-            for name, saved in awaited.items():
-                _state_dict.fill(self, self._tensors[self._names.index(name)], saved)
+            self._names = (*(self._names or ()), *new)
+        for name, tensor in zip(new, self._tensors[start:], strict=True):
+            if name in awaited:
+                _state_dict.fill(self, tensor, *awaited[name])
                 del self._awaited[name]
-        for k, group in enumerate(self._param_groups):
-            group["params"] = tuple(tensor.array for tensor in self._tensors if tensor.group == k)
-        self._plan = None
+        self._list_params()
 
     def _read_group(self, k: int) -> tuple[str, tuple[float, ...]]:
         """Check the hyperparameters of group `k` as they are now; return its kernel and their float64 values."""
@@ -704,15 +763,19 @@ class Optimizer:
                 + (f"; missing {missing}" if missing else "")
                 + (f"; unknown {unknown}" if unknown else "")
             )
-        arrays = [tensor.array for tensor in self._tensors if tensor.group == k]
+        members = self._members[k]
         params = group["params"]
-        if len(params) != len(arrays) or any(a is not b for a, b in zip(params, arrays, strict=True)):
+        if (
+            not isinstance(params, tuple | list)
+            or len(params) != len(members)
+            or any(array is not tensor.array for array, tensor in zip(params, members, strict=True))
+        ):
             raise ValueError(f"{self._name}: param_groups[{k}]['params'] is fixed; see add_param_group and update")
         values = self.spec.check(group)
-        flags = self.spec.flags(values)
-        for tensor in self._tensors:
-            lacking = [name for name in self.spec.states_for(flags) if name not in tensor.states]
-            if tensor.group == k and lacking:
+        needed = self.spec.states_for(self.spec.flags(values))
+        for tensor in members:
+            lacking = [name for name in needed if name not in tensor.states]
+            if lacking:
                 raise ValueError(
                     f"{self._name}: param_groups[{k}] now needs the state {lacking[0]!r}, which {tensor.label} does "
                     "not have: hyperparameters that add state are set at construction"

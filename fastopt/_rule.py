@@ -56,17 +56,20 @@ class Real:
         """Return `value` as a float, or raise TypeError or ValueError."""
         if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
             raise TypeError(f"{owner}: {name} must be a real number, got {_describe(value)}")
-        result = float(value)
+        try:
+            result = float(value)
+        except OverflowError:  # an int beyond float64
+            result = math.inf if value > 0 else -math.inf
         below = result <= self.low if self.low_open else result < self.low
         above = result >= self.high if self.high_open else result > self.high
         if math.isnan(result) or below or above:
-            raise ValueError(f"{owner}: {name} must be {self}, got {value!r}")
+            raise ValueError(f"{owner}: {name} must be {self}, got {_describe(value)}")
         if abs(result) > _LARGEST:
-            raise ValueError(f"{owner}: {name} must be a finite float32, got {value!r}")
+            raise ValueError(f"{owner}: {name} must be a finite float32, got {_describe(value)}")
         if 0 < abs(result) < _SMALLEST_NORMAL:
             raise ValueError(
                 f"{owner}: {name} must be 0 or at least {_SMALLEST_NORMAL:.4g}, the smallest normal float32, "
-                f"got {value!r}"
+                f"got {_describe(value)}"
             )
         return result
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from fastopt import _buffers
+from fastopt import _buffers, backends
 from fastopt._optimizer import _KEPT_FOR_OTHERS, _OF_TORCH, Optimizer, _Tensor
 
 
@@ -24,67 +26,78 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}: state_dict must be of {name}, got one of {state_dict['optimizer']}")
     saved_groups = state_dict["param_groups"]
     groups = optimizer.param_groups
+    if not isinstance(saved_groups, list | tuple) or not all(isinstance(group, Mapping) for group in saved_groups):
+        raise TypeError(f"{name}: 'param_groups' of the state_dict must be a list of dicts")
     if len(saved_groups) != len(groups):
         raise ValueError(f"{name}: state_dict must have {len(groups)} param groups, got {len(saved_groups)}")
-
-    hypers = [_hypers(optimizer, k, saved, ours) for k, saved in enumerate(saved_groups)]
-    unbound = not optimizer._tensors
-    matched: dict[int, Any] = {}
-    averages: dict[int, Any] = {}
-    if ours and not unbound and ("ema" in state_dict) != (optimizer.ema_decay is not None):
+    if ours and ("ema" in state_dict) != (optimizer.ema_decay is not None):
         has, wants = ("has", "no") if "ema" in state_dict else ("lacks", "an")
         raise ValueError(f"{name}: state_dict {has} averages, this optimizer has {wants} ema_decay")
-    awaited: dict[str, Mapping[str, Any]] = {}
-    for k, saved in enumerate(saved_groups):
-        names = saved.get("param_names")
-        if unbound:
-            if names is None and saved["params"]:
-                raise ValueError(f"{name}: state_dict must name its parameters: this optimizer has none yet")
-            awaited |= {
-                n: _entry(optimizer, state_dict, key) for n, key in zip(names or (), saved["params"], strict=True)
-            }
-            continue
-        positions = [i for i, tensor in enumerate(optimizer._tensors) if tensor.group == k]
-        if len(saved["params"]) != len(positions):
-            raise ValueError(
-                f"{name}: param group {k} of the state_dict must have {len(positions)} parameters, "
-                f"got {len(saved['params'])}"
-            )
-        if names is not None and optimizer._names is not None:
-            here = {optimizer._names[i]: i for i in positions}
-            if set(names) != set(here):
-                odd = sorted(set(names) ^ set(here))
-                raise ValueError(f"{name}: param group {k} of the state_dict has other names: {odd} differ")
-            positions = [here[n] for n in names]
-        for position, key in zip(positions, saved["params"], strict=True):
-            tensor = optimizer._tensors[position]
-            entry = _entry(optimizer, state_dict, key)
-            check_entry(optimizer, entry, tensor.array.shape, hypers[k], tensor.label)
-            matched[position] = entry
-            averages[position] = _average(optimizer, state_dict, key, tensor)
 
+    hypers = [_hypers(optimizer, k, saved, ours) for k, saved in enumerate(saved_groups)]
+    matched: list[tuple[_Tensor, Mapping[str, Any], Any]] = []
+    awaited: dict[str, tuple[Mapping[str, Any], Any]] = {}
+    by_name = dict(zip(optimizer._names or (), optimizer._tensors, strict=False))
+    for k, saved in enumerate(saved_groups):
+        keys, names = list(saved["params"]), saved.get("param_names")
+        if names is not None and (len(names) != len(keys) or not all(isinstance(n, str) for n in names)):
+            raise ValueError(f"{name}: param group {k} of the state_dict must have a name for each of its parameters")
+        members = [tensor for tensor in optimizer._tensors if tensor.group == k]
+        if optimizer._names is not None and names is not None:
+            here = {n: tensor for n, tensor in by_name.items() if tensor.group == k}
+            if not set(here) <= set(names) or (set(names) > set(here) and not (optimizer._by_update and k == 0)):
+                odd = _buffers.few(sorted(set(names) ^ set(here)))
+                raise ValueError(f"{name}: param group {k} of the state_dict has other names: {odd} differ")
+            pairs = [(here.get(n), n, key) for n, key in zip(names, keys, strict=True)]
+        elif len(keys) != len(members):
+            raise ValueError(
+                f"{name}: param group {k} of the state_dict must have {len(members)} parameters, got {len(keys)}"
+            )
+        else:
+            pairs = [(tensor, "", key) for tensor, key in zip(members, keys, strict=True)]
+        for tensor, parameter_name, key in pairs:
+            entry = _entry(optimizer, state_dict, key)
+            average = _average(optimizer, state_dict, key)
+            if tensor is None:
+                awaited[parameter_name] = (entry, average)
+                continue
+            entry = check_entry(optimizer, entry, tensor.shape, hypers[k], tensor.label)
+            if average is not None:
+                check_average(optimizer, average, tensor.shape, tensor.label)
+            matched.append((tensor, entry, average))
+
+    matched = _apart(optimizer, matched)
     for group, values in zip(groups, hypers, strict=True):
         group.update(values)
-    for position, entry in matched.items():
-        tensor = optimizer._tensors[position]
-        fill(optimizer, tensor, entry)
-        if tensor.ema is not None:
-            tensor.ema[...] = averages[position]
-        if tensor.copy is not None:
-            optimizer._backend.copy_array(tensor.array, tensor.copy)
-    optimizer._awaited = dict(awaited)
+    for tensor, entry, average in matched:
+        fill(optimizer, tensor, entry, average)
+    optimizer._awaited = awaited
 
 
-def _average(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any, tensor: _Tensor) -> Any:
-    """The average of the parameter `key`; where the state dict is torch's, the parameter itself."""
+def _apart(optimizer: Optimizer, matched: list[Any]) -> list[Any]:
+    """`matched` with copies of the arrays that are the optimizer's own, which filling would overwrite."""
+    kept = [a for t in optimizer._tensors for a in (*t.states.values(), t.ema) if a is not None]
+    own = backends.engine().Ranges(kept)
+
+    def apart(value: Any) -> Any:
+        return value.copy() if isinstance(value, np.ndarray) and own.overlaps(value) else value
+
+    return [(t, {key: apart(value) for key, value in entry.items()}, apart(average)) for t, entry, average in matched]
+
+
+def _average(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any) -> Any:
+    """The saved average of the parameter `key`, or None where the state dict keeps none."""
     if "ema" not in state_dict:
-        return tensor.array
-    name = type(optimizer).__name__
-    if key not in state_dict["ema"]:
-        raise KeyError(f"{name}: state_dict has no average for parameter {key!r}")
-    average = state_dict["ema"][key]
-    _buffers.check_array(average, f"{name}: the average of {tensor.label}", shape=tensor.array.shape, writable=False)
-    return average
+        return None
+    if not isinstance(state_dict["ema"], Mapping) or key not in state_dict["ema"]:
+        raise KeyError(f"{type(optimizer).__name__}: state_dict has no average for parameter {key!r}")
+    return state_dict["ema"][key]
+
+
+def check_average(optimizer: Optimizer, average: Any, shape: tuple[int, ...], label: str) -> None:
+    """Raise unless `average` is one for a parameter of `shape`."""
+    what = f"{type(optimizer).__name__}: the average of {label}"
+    _buffers.check_array(average, what, shape=shape, writable=False)
 
 
 def _hypers(optimizer: Optimizer, k: int, saved: Mapping[str, Any], ours: bool) -> dict[str, Any]:
@@ -116,52 +129,59 @@ def _plain(value: Any) -> Any:
 
 def _entry(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any) -> Mapping[str, Any]:
     """State of the parameter `key`, in fastopt's words: step, running scalars, arrays."""
-    if "optimizer" in state_dict:
-        if key not in state_dict["state"]:
-            raise KeyError(f"{type(optimizer).__name__}: state_dict has no state for parameter {key!r}")
-        return dict(state_dict["state"][key])
+    name = type(optimizer).__name__
+    states = state_dict["state"]
+    ours = "optimizer" in state_dict
+    if not isinstance(states, Mapping) or (ours and key not in states):
+        raise KeyError(f"{name}: state_dict has no state for parameter {key!r}")
+    saved = states.get(key, {})
+    if not isinstance(saved, Mapping):
+        raise TypeError(f"{name}: state of parameter {key!r} must be a dict, got {_buffers.describe(saved)}")
+    if ours:
+        return dict(saved)
     # torch: no entry before the first step, tensors, and words that fastopt computes from the step
-    entry = {name: value for name, value in state_dict["state"].get(key, {}).items() if value is not None}
-    converted: dict[str, Any] = {}
-    for name, value in entry.items():
-        value = np.asarray(value)
-        if name == "step" or name in optimizer.spec.running:
-            converted[name] = value.item()
-        elif name not in optimizer.derived_states:
-            converted[name] = value
+    entry = {key: np.asarray(value) for key, value in saved.items() if value is not None}
+    scalars = {"step", *optimizer.spec.running}
+    converted = {
+        key: value.item() if key in scalars and value.size == 1 else value
+        for key, value in entry.items()
+        if key not in optimizer.derived_states
+    }
     converted.setdefault("step", 1 if entry else 0)  # SGD counts no steps there; only the first is special
-    for name, value in optimizer.spec.running.items():
-        converted.setdefault(name, value)
-    return converted
+    return {**optimizer.spec.running, **converted}
 
 
 def check_entry(
     optimizer: Optimizer, entry: Mapping[str, Any], shape: tuple[int, ...], values: Mapping[str, Any], label: str
-) -> None:
-    """Raise unless `entry` is a state for a parameter of `shape` under the hyperparameters `values`."""
+) -> Mapping[str, Any]:
+    """Return `entry`, a state for a parameter of `shape` under the hyperparameters `values`, or raise."""
     name = type(optimizer).__name__
     spec = optimizer.spec
     needed = spec.states_for(spec.flags(values))
-    allowed = {"step", *spec.running, *spec.states}
     missing = [key for key in ("step", *spec.running) if key not in entry]
     if entry.get("step") != 0:
         missing += [key for key in needed if key not in entry]
-    unknown = [key for key in entry if key not in allowed]
+    unknown = [key for key in entry if key not in {"step", *spec.running, *spec.states}]
     if missing or unknown:
         raise KeyError(f"{name}: state of {label} does not fit: unknown {unknown}, missing {missing}")
     step = entry["step"]
-    if isinstance(step, bool) or step != int(step) or step < 0:
-        raise ValueError(f"{name}: step of {label} must be an integer >= 0, got {step!r}")
+    if isinstance(step, bool) or not isinstance(step, numbers.Real):
+        raise TypeError(f"{name}: step of {label} must be a number, got {_buffers.describe(step)}")
+    if not (0 <= float(step) < 2**53 and float(step).is_integer()):
+        raise ValueError(f"{name}: step of {label} must be an integer >= 0 and below 2**53, got {step!r}")
     for key in spec.running:
-        if not np.isfinite(entry[key]):
+        if not isinstance(entry[key], numbers.Real):
+            raise TypeError(f"{name}: {key} of {label} must be a number, got {_buffers.describe(entry[key])}")
+        if not math.isfinite(entry[key]):
             raise ValueError(f"{name}: {key} of {label} must be finite, got {entry[key]!r}")
     for key in spec.states:
         if key in entry:
             _buffers.check_array(entry[key], f"{name}: state {key!r} of {label}", shape=shape, writable=False)
+    return entry
 
 
-def fill(optimizer: Optimizer, tensor: _Tensor, entry: Mapping[str, Any]) -> None:
-    """Copy the checked `entry` into `tensor`."""
+def fill(optimizer: Optimizer, tensor: _Tensor, entry: Mapping[str, Any], average: Any) -> None:
+    """Copy the checked `entry` and `average` (None: the parameter itself) into `tensor`."""
     spec = optimizer.spec
     values = optimizer.param_groups[tensor.group]
     needed = spec.states_for(spec.flags(values))
@@ -170,4 +190,8 @@ def fill(optimizer: Optimizer, tensor: _Tensor, entry: Mapping[str, Any]) -> Non
         array[...] = entry[name] if name in entry else spec.initial(name, values)
     tensor.step[...] = int(entry["step"])
     for k, name in enumerate(spec.running):
-        tensor.running[k] = entry[name]
+        tensor.running[k] = float(entry[name])
+    if tensor.ema is not None:
+        tensor.ema[...] = tensor.array if average is None else average
+    if tensor.copy is not None:
+        optimizer._backend.copy_array(tensor.array, tensor.copy)

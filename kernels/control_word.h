@@ -1,5 +1,5 @@
-/* The floating-point control word under which every kernel runs, whatever the caller has set:
- * round to nearest, no traps, subnormals read as zero and flushed to zero.
+/* The floating-point control words under which a step runs, whatever the caller has set: round to nearest, no
+ * traps; in kernels, subnormals are also read as zero and flushed to zero.
  */
 #ifndef FASTOPT_CONTROL_WORD_H
 #define FASTOPT_CONTROL_WORD_H
@@ -11,6 +11,11 @@ typedef unsigned int control_word;
 static inline control_word enter_kernels(void) {
     control_word caller = _mm_getcsr();
     _mm_setcsr(0x9fc0);
+    return caller;
+}
+static inline control_word enter_host(void) {
+    control_word caller = _mm_getcsr();
+    _mm_setcsr(0x1f80);
     return caller;
 }
 static inline void leave_kernels(control_word caller) { _mm_setcsr(caller); }
@@ -30,10 +35,16 @@ static inline control_word enter_kernels(void) {
     leave_kernels(1ull << 24);
     return caller;
 }
+static inline control_word enter_host(void) {
+    control_word caller = read_control_word();
+    leave_kernels(0);
+    return caller;
+}
 
 #else
 typedef int control_word;
 static inline control_word enter_kernels(void) { return 0; }
+static inline control_word enter_host(void) { return 0; }
 static inline void leave_kernels(control_word caller) { (void)caller; }
 static inline control_word read_control_word(void) { return 0; }
 #endif

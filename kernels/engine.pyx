@@ -25,7 +25,7 @@ from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cython.parallel cimport parallel, threadid
-from libc.math cimport INFINITY, isfinite, sqrt
+from libc.math cimport INFINITY, isfinite, isinf, sqrt
 from libc.stdint cimport int64_t, uint16_t, uintptr_t
 from libc.stdlib cimport calloc, free, qsort
 from libc.string cimport memcmp, memcpy, memset
@@ -65,6 +65,7 @@ cdef extern from "kernel.h":
 cdef extern from "control_word.h":
     ctypedef unsigned int control_word
     control_word enter_kernels() noexcept nogil
+    control_word enter_host() noexcept nogil
     void leave_kernels(control_word) noexcept nogil
     control_word read_control_word() noexcept nogil
 
@@ -102,9 +103,13 @@ cdef enum:
 
 OPENMP = bool(HAVE_OPENMP)
 
+cdef double SMALLEST_NORMAL = 1.1754943508222875e-38  # of float32
+cdef int64_t MAX_STEP = 1 << 53  # exact in float64
+
 cdef Py_ssize_t serial_below = 32768
 cdef int default_n_threads = 1
 cdef bint forked = False
+cdef int generation = 1  # of this process: one more than its parent's when a fork made it
 
 
 def set_default_n_threads(int n_threads):
@@ -122,8 +127,9 @@ def set_serial_below(Py_ssize_t n):
 
 def mark_forked():
     """Run serially from now on: after a fork libgomp's threads are gone and it would wait for them."""
-    global forked
+    global forked, generation
     forked = True
+    generation += 1
 
 
 def cpu_level():
@@ -181,6 +187,11 @@ cdef class Ranges:
             if self.ranges[k].first < self.ranges[k - 1].end:
                 return tuple(sorted((self.ranges[k - 1].owner, self.ranges[k].owner)))
         return None
+
+    def overlaps(self, cnp.ndarray array):
+        """Whether `array` overlaps one of the ranges, which must not overlap each other."""
+        first = <uintptr_t>cnp.PyArray_DATA(array)
+        return self.find(first, first + <uintptr_t>cnp.PyArray_NBYTES(array)) >= 0
 
     cdef Py_ssize_t find(self, uintptr_t first, uintptr_t end) noexcept nogil:
         """Position of an array that overlaps [first, end), or -1. The ranges must not overlap each other."""
@@ -648,7 +659,7 @@ cdef class Plan:
     cdef tuple names
     cdef int n_running
     cdef int n_scalars
-    cdef bint busy
+    cdef int busy_generation  # that of the process in which a step is under way; 0 when none is
     cdef Active* active
     cdef Py_ssize_t n_active
     cdef Segment* segments
@@ -662,7 +673,7 @@ cdef class Plan:
     cdef double* sums
     cdef double* norms
     cdef int bfloat16_type  # NumPy's number of the bfloat16 type last seen, or -1
-    cdef char** zeroable    # data of the gradients that were last found to be disjoint
+    cdef Active* zeroable   # the gradients that were last found to be disjoint
     cdef Py_ssize_t n_zeroable
     cdef public int n_threads
     """Threads at most; 0 for the process-wide number."""
@@ -695,7 +706,7 @@ cdef class Plan:
         if not (self.tensors and self.groups and self.active and self.segments and self.scalars):
             raise MemoryError
         self.norms = <double*>calloc(2 * (total // NORM_BLOCK + self.n_tensors + 1), sizeof(double))
-        self.zeroable = <char**>calloc(self.n_tensors + 1, sizeof(char*))
+        self.zeroable = <Active*>calloc(self.n_tensors + 1, sizeof(Active))
         if not (self.pieces and self.sums and self.norms and self.zeroable):
             raise MemoryError
         self.stages_capsule = stages
@@ -743,6 +754,9 @@ cdef class Plan:
             if tensor.update is not None:
                 array = tensor.update
                 t.update = <float*>cnp.PyArray_DATA(array)
+                self.written.append((array, f"the workspace of {tensor.label}"))
+            self.written.append((tensor.step, f"the step count of {tensor.label}"))
+            self.written.append((tensor.running, f"the running scalars of {tensor.label}"))
             for k in range(len(self.state_names)):
                 if self.state_names[k] in tensor.states:
                     array = tensor.states[self.state_names[k]]
@@ -762,6 +776,11 @@ cdef class Plan:
         free(self.sums)
         free(self.norms)
         free(self.zeroable)
+
+    @property
+    def busy(self):
+        """Whether a step is under way in this process."""
+        return self.busy_generation == generation
 
     # --- 1. groups
 
@@ -861,8 +880,14 @@ cdef class Plan:
                 ]
                 if storage == BFLOAT16:
                     self.bfloat16_type = cnp.PyArray_TYPE(<cnp.ndarray>gradient)
-        if not cnp.PyArray_ISWRITEABLE(p):
-            _buffers.check_still_writable(self.optimizer, i)
+        # Not the shape's numbers: they lie beside the data, which other threads write.
+        if (
+            not cnp.PyArray_ISWRITEABLE(p)
+            or cnp.PyArray_DATA(p) != t.p
+            or cnp.PyArray_TYPE(p) != cnp.NPY_FLOAT32
+            or cnp.PyArray_NDIM(p) != t.n_dims
+        ):
+            _buffers.refuse_changed_parameter(self.optimizer, i)
         data = cnp.PyArray_DATA(<cnp.ndarray>gradient)
         if data != t.checked_gradient or storage != t.checked_storage:
             found = self.ranges.find(<uintptr_t>data, <uintptr_t>data + <uintptr_t>(t.n * item_size(storage)))
@@ -870,7 +895,7 @@ cdef class Plan:
                 _buffers.refuse_overlapping_gradient(self.optimizer, i, self.written[found][1])
             t.checked_gradient = data
             t.checked_storage = storage
-        if t.step[0] < 0:
+        if t.step[0] < 0 or t.step[0] >= MAX_STEP:
             _buffers.refuse_step(self.optimizer, i, t.step[0])
         self.active[self.n_active].tensor = i
         self.active[self.n_active].gradient = <char*>data
@@ -888,7 +913,12 @@ cdef class Plan:
         for k in range(self.n_active):
             if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>self.active[k].array):
                 _buffers.refuse_read_only_gradient(self.optimizer, self.active[k].tensor)
-            same = same and self.zeroable[k] == self.active[k].gradient
+            same = (
+                same
+                and self.zeroable[k].gradient == self.active[k].gradient
+                and self.zeroable[k].storage == self.active[k].storage
+                and self.zeroable[k].tensor == self.active[k].tensor
+            )
         if not same:
             self.keeps_gradients = True
             self.gather_all(gradients)
@@ -896,7 +926,7 @@ cdef class Plan:
             if overlap is not None:
                 _buffers.refuse_shared_gradients(self.optimizer, *[self.gathered[k][0] for k in overlap])
             for k in range(self.n_active):
-                self.zeroable[k] = self.active[k].gradient
+                self.zeroable[k] = self.active[k]
             self.n_zeroable = self.n_active
         return 0
 
@@ -1042,9 +1072,11 @@ cdef class Plan:
         cdef Py_ssize_t total = 0
         cdef Py_ssize_t n_segments
         cdef int n_threads = self.n_threads if self.n_threads else default_n_threads
+        cdef control_word caller
         if self.busy:
             _buffers.refuse_concurrent_step(self.optimizer)
-        self.busy = True
+        self.busy_generation = generation
+        caller = enter_host()
         try:
             if options is not None:
                 return self.step_with(gradients, options, n_threads)
@@ -1060,8 +1092,10 @@ cdef class Plan:
             self.count_steps()
             self.run_segments(n_segments, total, True, n_threads)
         finally:
-            self.busy = False
+            leave_kernels(caller)
+            self.busy_generation = 0
             self.held = None
+            self.gathered = None
 
     cdef object step_with(self, object gradients, tuple options, int n_threads):
         cdef double grad_scale, coefficient = 1.0, norm = 0.0
@@ -1080,10 +1114,13 @@ cdef class Plan:
         if needs_norm:
             norm = self.gradient_norm(grad_scale, n_threads)
         applied = not (skip_nonfinite and not isfinite(norm))
-        if max_norm is not None:
+        if max_norm is not None and not isinf(<double>max_norm):
             coefficient = <double>max_norm / (norm + 1e-6)
             if coefficient > 1.0:  # NaN stays NaN
                 coefficient = 1.0
+            if 0.0 < coefficient < SMALLEST_NORMAL:  # would count as zero: let the scale, exactly, take a part of it
+                coefficient *= 18446744073709551616.0
+                grad_scale /= 18446744073709551616.0
         self.pipeline.grad_scale = <float>grad_scale
         self.pipeline.clip_coefficient = <float>coefficient
         self.pipeline.clip_value = <float>(<double>clip_value) if self.pipeline.clips else INFINITY
@@ -1149,6 +1186,7 @@ def run_once(
     cdef double values[MAX_HYPERS]
     cdef double advanced[MAX_RUNNING]
     cdef cnp.ndarray array
+    cdef control_word caller
     cdef Py_ssize_t k, n_running = 0
     cdef Py_ssize_t n = cnp.PyArray_SIZE(<cnp.ndarray>arrays[0])
     memset(&segment, 0, sizeof(segment))
@@ -1161,7 +1199,9 @@ def run_once(
         array = running
         n_running = cnp.PyArray_SIZE(array)
         memcpy(advanced, cnp.PyArray_DATA(array), n_running * sizeof(double))
+    caller = enter_host()
     chosen.scalars(values, step, advanced, scalars)
+    leave_kernels(caller)
     values[LR] = hyper[LR]
     for k in range(chosen.n_scalars):
         if not isfinite(scalars[k]):
@@ -1190,9 +1230,11 @@ def run_once(
         with nogil:
             run(&segment, 1, n, &pipeline, n_threads)
         return True
+    caller = enter_host()
     norms = numpy.zeros(2 * (n // NORM_BLOCK + 1))
     array = norms
     pipeline.norms = <double*>cnp.PyArray_DATA(array)
     with nogil:
         run_trusted(&segment, 1, n, &pipeline, n_threads)
+    leave_kernels(caller)
     return True

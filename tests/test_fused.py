@@ -5,6 +5,7 @@ import itertools
 import math
 import pickle
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -161,6 +162,20 @@ def test_the_norm_is_that_of_exact_arithmetic():
 def test_the_norm_of_huge_gradients_does_not_overflow():
     info = fastopt.SGD(np.zeros(4, F32)).step(np.full(4, F32(3e38)), max_norm=1.0)
     assert info.grad_norm == pytest.approx(6e38, rel=1e-7)
+
+
+@pytest.mark.parametrize("value", [1e38, 3e38])
+def test_gradients_of_any_size_are_clipped_to_the_norm(value):
+    """Also where the coefficient is below the smallest normal float32."""
+    p = np.zeros(2, F32)
+    fastopt.SGD(p, lr=1.0).step(np.array([value, 0], F32), max_norm=1.0)
+    assert p.tolist() == [pytest.approx(-1, rel=1e-6), 0]
+
+
+def test_an_infinite_max_norm_leaves_the_others_alone_beside_an_infinite_gradient():
+    p = np.zeros(2, F32)
+    fastopt.SGD(p, lr=1.0).step(np.array([np.inf, 1], F32), max_norm=math.inf)
+    assert p.tolist() == [-np.inf, -1]
 
 
 def test_tensors_without_a_gradient_do_not_count_in_the_norm():
@@ -360,6 +375,38 @@ def test_no_step_is_made_while_the_averages_are_in():
         pass
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda o: o.state_dict(),
+        lambda o: o.load_state_dict({}),
+        lambda o: o.update({"a": np.ones(3, F32)}, {"a": None}),
+        lambda o: o.add_param_group({"params": {"b": np.ones(3, F32)}}),
+        lambda o: pickle.dumps(o),
+        copy.deepcopy,
+    ],
+)
+def test_nothing_is_saved_loaded_or_added_while_the_averages_are_in(call):
+    p = {"a": np.ones(3, F32)}
+    optimizer = fastopt.SGD(p, ema_decay=0.5, lr=1.0)
+    optimizer.step({"a": np.ones(3, F32)})
+    before = p["a"].copy(), optimizer.ema["a"].copy()
+    with optimizer.swap_ema(), pytest.raises(RuntimeError, match="inside swap_ema"):
+        call(optimizer)
+    assert_same_bits(p["a"], before[0], "p")
+    assert_same_bits(optimizer.ema["a"], before[1], "ema")
+
+
+def test_a_parameter_that_cannot_be_swapped_swaps_none():
+    p = [np.ones(3, F32), np.ones(3, F32)]
+    optimizer = fastopt.SGD(p, ema_decay=0.5, lr=1.0)
+    optimizer.step([np.ones(3, F32), np.ones(3, F32)])
+    p[1].flags.writeable = False
+    with pytest.raises(ValueError, match=r"params\[1\] must be writable"), optimizer.swap_ema():
+        pass
+    assert p[0].tolist() == [0, 0, 0]
+
+
 def test_a_copy_follows_a_parameter_written_between_steps_when_asked():
     p = np.zeros(3, F32)
     optimizer = fastopt.SGD(p, copy_dtype="float16")
@@ -534,6 +581,25 @@ def test_one_gradient_for_two_parameters_cannot_be_zeroed():
     with pytest.raises(ValueError, match=r"grads\[0\] and grads\[1\] overlap in memory"):
         optimizer.step([g, g], zero_grads=True)
     assert g.tolist() == [1, 1, 1]
+
+
+def test_gradients_that_overlap_in_another_step_are_still_refused():
+    """The same addresses, but of other tensors: what was found to be disjoint before is not now."""
+    p, b = [np.zeros(4, F32), np.zeros(8, F32), np.zeros(4, F32)], np.ones(12, F32)
+    optimizer = fastopt.SGD(p, lr=1.0)
+    optimizer.step([b[0:4], None, b[4:8]], zero_grads=True)
+    b[:] = 1
+    with pytest.raises(ValueError, match=r"grads\[1\] and grads\[2\] overlap"):
+        optimizer.step([None, b[0:8], b[4:8]], zero_grads=True)
+
+
+def test_gradients_are_let_go_after_the_step():
+    g = np.ones(3, F32)
+    kept = weakref.ref(g)
+    optimizer = fastopt.SGD([np.ones(3, F32)])
+    optimizer.step([g], zero_grads=True, max_norm=1.0)
+    del g
+    assert kept() is None
 
 
 def test_uint16_gradients_need_a_word():

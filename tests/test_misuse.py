@@ -69,6 +69,21 @@ def test_a_parameter_that_became_read_only_is_refused():
         optimizer.step(ones(4))
 
 
+@pytest.mark.parametrize("change", ["dtype", "shape", "memory"])
+def test_a_parameter_that_was_changed_in_place_is_refused(change):
+    p = np.ones(6, F32)
+    optimizer = fastopt.SGD([p])
+    optimizer.step([ones(6)])
+    if change == "dtype":
+        p.dtype = np.int32
+    elif change == "shape":
+        p.shape = (2, 3)
+    else:
+        p.resize(600_000, refcheck=False)
+    with pytest.raises((TypeError, ValueError), match=r"params\[0\]"):
+        optimizer.step([ones(6)])
+
+
 def test_a_fortran_ordered_parameter_is_refused():
     with pytest.raises(ValueError, match="C-contiguous"):
         fastopt.SGD(np.ones((3, 4), F32, order="F"))
@@ -199,6 +214,7 @@ def bad_values(kind):
         (float("nan"), ValueError),
         (float("inf"), ValueError),
         (1e39, ValueError),
+        (10**400, ValueError),
         (1e-40, ValueError),
         ("0.1", TypeError),
         (None, TypeError),
@@ -216,7 +232,7 @@ def bad_values(kind):
 
 
 BAD_HYPERS = [
-    pytest.param(spec, name, value, error, id=f"{spec.name}-{name}-{value!r}")
+    pytest.param(spec, name, value, error, id=f"{spec.name}-{name}-{value!r:.40}")
     for spec in registry.values()
     for name, hyper in spec.hypers.items()
     for value, error in bad_values(hyper.kind)
@@ -309,8 +325,31 @@ def test_replacing_a_groups_params_is_refused():
 def test_a_negative_step_count_is_refused():
     optimizer = fastopt.Adam([ones(3)])
     optimizer.state[0]["step"][...] = -1
-    with pytest.raises(ValueError, match=r"step count of params\[0\] must be >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"step count of params\[0\] must be >= 0 .*, got -1"):
         optimizer.step([ones(3)])
+
+
+@pytest.mark.parametrize("step", [2**53, 2**63 - 1])
+def test_a_step_count_that_float64_cannot_count_is_refused(step):
+    optimizer = fastopt.Adam([ones(3)])
+    optimizer.state[0]["step"][...] = step
+    with pytest.raises(ValueError, match="step count"):
+        optimizer.step([ones(3)])
+
+
+def test_a_gradient_that_overlaps_a_step_count_is_refused():
+    optimizer = fastopt.SGD([ones(2)])
+    g = optimizer.state[0]["step"].reshape(1).view(F32)
+    with pytest.raises(ValueError, match="overlaps the step count"):
+        optimizer.step([g])
+
+
+def test_a_failed_group_leaves_a_single_array_single():
+    optimizer = fastopt.SGD(ones(3))
+    with pytest.raises(TypeError):
+        optimizer.add_param_group({"params": "x"})
+    optimizer.n_threads = 1
+    optimizer.step(ones(3))
 
 
 def test_state_names_cannot_be_rebound():
@@ -349,7 +388,7 @@ def test_a_step_inside_a_step_of_another_thread_is_refused():
     for thread in threads:
         thread.join()
     assert int(optimizer.state[0]["step"]) + len(refused) == 4
-    assert all("another thread is inside step()" in text for text in refused)
+    assert all("another step of this optimizer is under way" in text for text in refused)
 
 
 # --- The functional form
@@ -428,7 +467,7 @@ def test_an_unavailable_instruction_set_is_refused_with_those_there_are(monkeypa
 
 
 def test_update_refuses_grads_with_other_names():
-    with pytest.raises(ValueError, match="same names, 'b', 'c' differ"):
+    with pytest.raises(ValueError, match="same names, .*b.*c.* differ"):
         fastopt.Adam().update({"a": ones(3), "b": ones(3)}, {"a": ones(3), "c": ones(3)})
 
 
@@ -459,6 +498,7 @@ def test_update_refuses_an_optimizer_made_with_a_list():
         ({1: 2}, TypeError),
         ({"a": 1.5}, TypeError),
         ({"a": -1}, ValueError),
+        ({"a": 2**61}, ValueError),
         ({"a": np.ones(3)}, TypeError),
         ({"a": (2, "x")}, TypeError),
     ],

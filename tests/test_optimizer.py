@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import tracemalloc
 
 import numpy as np
@@ -213,7 +214,14 @@ def test_states_have_the_shape_of_their_parameter_and_are_live(config):
     before = {name: optimizer.state[0][name] for name in names}
     run(optimizer, [2])
     for name in names:
-        assert before[name] is optimizer.state[0][name]
+        assert np.shares_memory(before[name], optimizer.state[0][name])
+        assert_same_bits(before[name], optimizer.state[0][name], name)
+
+
+def test_reshaping_what_state_shows_does_not_reshape_the_state():
+    optimizer = fastopt.Adam(np.ones((2, 3), F32))
+    optimizer.state[0]["exp_avg"].shape = (6,)
+    assert optimizer.state[0]["exp_avg"].shape == (2, 3)
 
 
 def test_what_is_written_into_a_state_counts():
@@ -334,6 +342,16 @@ def _broken(saved, kind):
         state[2]["step"] = -1
     elif kind == "half a step":
         state[2]["step"] = 1.5
+    elif kind == "a huge step":
+        state[2]["step"] = 2**63
+    elif kind == "an infinite step":
+        state[2]["step"] = float("inf")
+    elif kind == "a complex step":
+        state[2]["step"] = 1 + 2j
+    elif kind == "groups that are none":
+        saved["param_groups"] = ["x"]
+    elif kind == "a state that is none":
+        state[2] = 5
     elif kind == "a bad learning rate":
         groups[0]["lr"] = -1.0
     elif kind == "an unknown hyperparameter":
@@ -358,6 +376,11 @@ def _broken(saved, kind):
         "a bad step",
         "half a step",
         "a bad learning rate",
+        "a huge step",
+        "an infinite step",
+        "a complex step",
+        "groups that are none",
+        "a state that is none",
         "an unknown hyperparameter",
         "a missing hyperparameter",
     ],
@@ -423,6 +446,55 @@ def test_update_follows_a_name_to_another_array():
     assert first.tolist() == [-1, -1]
     assert second.tolist() == [-1, -1]
     assert optimizer.param_groups[0]["params"][0] is second
+
+
+def _refusals():
+    fine = {"a": np.ones(2, F32), "b": np.ones(3, F32)}
+    return {
+        "another dtype": (fine, {"a": np.ones(2), "b": None}, {}),
+        "a bad option": (fine, fine, {"max_norm": -1.0}),
+        "a bad new parameter": ({"a": fine["a"], "b": np.ones(3)}, fine, {}),
+    }
+
+
+@pytest.mark.parametrize("kind", _refusals())
+def test_a_refused_update_leaves_names_arrays_and_states_as_they_were(kind):
+    p = {"a": np.ones(2, F32)}
+    optimizer = fastopt.Adam()
+    optimizer.update(p, {"a": np.ones(2, F32)})
+    before = optimizer.state_dict()
+    params, grads, options = _refusals()[kind]
+    with pytest.raises((TypeError, ValueError)):
+        optimizer.update(params, grads, **options)
+    assert list(optimizer.state) == ["a"]
+    assert optimizer.param_groups[0]["params"][0] is p["a"]
+    assert pickle.dumps(optimizer.state_dict()) == pickle.dumps(before)
+    optimizer.update({"a": p["a"], "b": np.ones(7, F32)}, {"a": np.ones(2, F32), "b": np.ones(7, F32)})
+
+
+def test_states_that_wait_for_their_names_are_not_lost():
+    saved = fastopt.Adam(ema_decay=0.5)
+    p = {"a": np.ones(2, F32), "b": np.ones(3, F32)}
+    saved.update(p, {"a": np.ones(2, F32), "b": np.ones(3, F32)})
+    snapshot = saved.state_dict()
+    resumed = fastopt.Adam(ema_decay=0.5)
+    resumed.load_state_dict(snapshot)
+    resumed.update({"a": p["a"].copy()}, {"a": None})
+    assert_same_bits(resumed.ema["a"], saved.ema["a"], "ema")
+    for other in (fastopt.Adam(ema_decay=0.5), pickle.loads(pickle.dumps(resumed))):
+        other.load_state_dict(resumed.state_dict())
+        other.update({"b": p["b"].copy()}, {"b": None})
+        assert_same_bits(other.state["b"]["exp_avg"], saved.state["b"]["exp_avg"], "exp_avg")
+        assert_same_bits(other.ema["b"], saved.ema["b"], "ema")
+
+
+def test_a_group_beside_the_one_of_update_survives_pickling():
+    optimizer = fastopt.Adam()
+    optimizer.add_param_group({"params": {"a": np.ones(3, F32)}, "lr": 0.5})
+    optimizer.step({"a": np.ones(3, F32)})
+    other = pickle.loads(pickle.dumps(optimizer))
+    assert other.param_groups[1]["lr"] == 0.5
+    assert_same_bits(other.state["a"]["exp_avg"], optimizer.state["a"]["exp_avg"], "exp_avg")
 
 
 def test_update_takes_a_learning_rate_set_before_its_first_call():
@@ -591,6 +663,25 @@ def _step_in_a_child(queue):
     queue.put(float(p.sum()))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_does_not_write_into_its_parents_memory():
+    n = 2_000_000  # states and buffers of this size are mapped, not allocated
+    buffer = fastopt.FlatBuffer({"w": n})
+    optimizer = fastopt.Adam(buffer)
+    optimizer.step({"w": np.ones(n, F32)})
+    before = buffer.flat.copy(), optimizer.state["w"]["exp_avg"].copy()
+    child = os.fork()
+    if child == 0:
+        try:
+            optimizer.step({"w": np.full(n, F32(5))})
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert_same_bits(buffer.flat, before[0], "p")
+    assert_same_bits(optimizer.state["w"]["exp_avg"], before[1], "exp_avg")
+
+
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_forked_child_steps_after_its_parent_ran_in_parallel():
@@ -622,6 +713,22 @@ def test_a_step_allocates_nothing_that_grows_with_n(config):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert max(peaks) < 10_000
+
+
+def test_changing_every_groups_learning_rate_costs_no_more_than_the_groups():
+    def seconds(n):
+        optimizer = fastopt.Adam([{"params": [np.ones(2, F32)]} for _ in range(n)])
+        g = [np.ones(2, F32)] * n
+        times = []
+        for k in range(5):
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 / (k + 1)
+            start = time.perf_counter()
+            optimizer.step(g)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    assert seconds(1600) < 4 * 3 * seconds(400)  # quadratic would be 16 times
 
 
 def test_importing_fastopt_imports_nothing_optional():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
 import numpy as np
 
-from fastopt import _stages, backends
+from fastopt import _buffers, _stages, backends
 
 NAME = "reference"
 
@@ -20,7 +21,13 @@ def run_once(
     values: dict[str, Any],
     n_threads: int | None = None,  # noqa: ARG001  at most: NumPy uses one
 ) -> bool:
-    """One step of `spec` on the checked arrays p, g and states, float32 or float64, in place."""
+    """One step of `spec` on the checked arrays p, g and states, float32 or float64, in place.
+
+    False, with nothing written, if a host scalar leaves float32.
+    """
+    carried_in = dict(zip(spec.running, [] if running is None else running.ravel().tolist(), strict=True))
+    if arrays["p"].dtype == np.float32 and not scalars_fit(spec, step, carried_in, values):
+        return False
     states = [arrays.get(name) for name in spec.states]
     carried = [] if running is None else [float(value) for value in running.ravel()]
     with np.errstate(all="ignore"):
@@ -42,28 +49,46 @@ class _Plan:
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
         self._checked = backends.engine().Plan(optimizer, None)
+        self.n_threads = 1
+        self.busy = False
 
     def step(self, gradients: Any, options: tuple = (1.0, None, None, False, False)) -> tuple[bool, float | None]:
         grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads = options
-        gathered = self._checked.gather(gradients, zero_grads)
-        with np.errstate(all="ignore"):
-            scaled = [(position, decoded(gradient) * np.float32(grad_scale)) for position, gradient in gathered]
-            norm = None
-            if max_norm is not None or skip_nonfinite:
-                norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for _, g in scaled))
-            applied = not skip_nonfinite or math.isfinite(norm or 0.0)
-            if max_norm is not None and norm is not None:
-                coefficient = np.float32(np.minimum(np.float64(max_norm) / (norm + 1e-6), 1.0))
-                scaled = [(position, g * coefficient) for position, g in scaled]
-            if clip_value is not None:
-                scaled = [(position, np.clip(g, -clip_value, clip_value)) for position, g in scaled]
-        if applied:
-            for position, g in scaled:
-                self._update(self._optimizer._tensors[position], g)
-        if zero_grads:
-            for _, gradient in gathered:
-                gradient[...] = 0
+        if self.busy:
+            _buffers.refuse_concurrent_step(self._optimizer)
+        self.busy = True
+        try:
+            gathered = self._checked.gather(gradients, zero_grads)
+            for position, _ in gathered:
+                self._check_scalars(position)
+            with np.errstate(all="ignore"):
+                scaled = [(position, decoded(gradient) * np.float32(grad_scale)) for position, gradient in gathered]
+                norm = None
+                if max_norm is not None or skip_nonfinite:
+                    norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for _, g in scaled))
+                applied = not skip_nonfinite or math.isfinite(norm or 0.0)
+                if max_norm is not None and norm is not None and not math.isinf(max_norm):
+                    coefficient = np.minimum(np.float64(max_norm) / (norm + 1e-6), 1.0)
+                    scaled = [(position, (g * coefficient).astype(np.float32)) for position, g in scaled]
+                if clip_value is not None:
+                    scaled = [(position, np.clip(g, -clip_value, clip_value)) for position, g in scaled]
+            if applied:
+                for position, g in scaled:
+                    self._update(self._optimizer._tensors[position], g)
+            if zero_grads:
+                for _, gradient in gathered:
+                    gradient[...] = 0
+        finally:
+            self.busy = False
         return applied, norm
+
+    def _check_scalars(self, position: int) -> None:
+        """Refuse what the compiled kernels refuse: factors outside float32, before anything is written."""
+        tensor, spec = self._optimizer._tensors[position], self._optimizer.spec
+        values = self._optimizer.param_groups[tensor.group]
+        running = dict(zip(spec.running, tensor.running.tolist(), strict=True))
+        if not scalars_fit(spec, int(tensor.step) + 1, running, values):
+            _buffers.refuse_scalars(self._optimizer, position, int(tensor.step) + 1)
 
     def _update(self, tensor: Any, gradient: np.ndarray) -> None:
         values = self._optimizer.param_groups[tensor.group]
@@ -76,6 +101,19 @@ class _Plan:
             tensor.ema[...] = decay * tensor.ema + (1 - decay) * tensor.array
         if tensor.copy is not None:
             copy_array(tensor.array, tensor.copy)
+
+
+def scalars_fit(spec: Any, step: int, running: dict[str, float], values: dict[str, Any]) -> bool:
+    """Whether every host scalar of this step is a finite float32."""
+    names = inspect.signature(spec.scalars).parameters
+    hypers = {name: values[name] for name in spec.hypers if name in names}
+    if spec.trust == "update":
+        hypers["lr"] = 1.0
+    try:
+        scalars = {**_stages.scalars(**spec.stage_values(values)), **spec.scalars(step=step, **running, **hypers)}
+    except (ZeroDivisionError, OverflowError):
+        return False
+    return all(isinstance(x, int | float) and abs(x) <= np.finfo(np.float32).max for x in scalars.values())
 
 
 def decoded(gradient: np.ndarray) -> np.ndarray:
