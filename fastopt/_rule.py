@@ -58,8 +58,8 @@ class Real:
             raise TypeError(f"{owner}: {name} must be a real number, got {_describe(value)}")
         try:
             result = float(value)
-        except OverflowError:  # an int beyond float64; only ints get here
-            result = math.inf if int(value) > 0 else -math.inf
+        except OverflowError:  # an int beyond float64
+            raise ValueError(f"{owner}: {name} must be a finite float32, got {_describe(value)}") from None
         below = result <= self.low if self.low_open else result < self.low
         above = result >= self.high if self.high_open else result > self.high
         if math.isnan(result) or below or above:
