@@ -67,6 +67,8 @@ class StepInfo(NamedTuple):
 
 
 _APPLIED = StepInfo(True, None)
+_UNSCALED = 1.0
+"""The default grad_scale, told from others by identity: the comparison costs a tenth of a small step."""
 _NON_NEGATIVE = Real(0.0)
 
 _KEPT_FOR_OTHERS = ("initial_lr",)
@@ -282,7 +284,7 @@ class Optimizer:
         self,
         grads: Gradients,
         *,
-        grad_scale: float = 1.0,
+        grad_scale: float = _UNSCALED,
         max_norm: float | None = None,
         clip_value: float | None = None,
         skip_nonfinite: bool = False,
@@ -325,8 +327,7 @@ class Optimizer:
         if plan is None:
             plan = self._make_plan()
         if (
-            type(grad_scale) is float
-            and grad_scale == 1.0
+            grad_scale is _UNSCALED
             and max_norm is None
             and clip_value is None
             and skip_nonfinite is False

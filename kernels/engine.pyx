@@ -19,7 +19,7 @@ What is refused is explained by Python code (`fastopt._buffers`); here it is onl
 baseline instruction set alone; the kernels come in as function pointers.
 """
 
-from cpython.dict cimport PyDict_GetItem, PyDict_Size
+from cpython.dict cimport PyDict_GetItem, PyDict_Next, PyDict_Size
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
@@ -833,10 +833,12 @@ cdef class Plan:
 
     cdef int gather_all(self, object gradients) except -1:
         """Check every gradient and note the tensors that have one."""
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, at = 0
+        cdef PyObject* key
         cdef PyObject* item
         self.n_active = 0
-        self.gathered = []
+        if self.keeps_gradients:
+            self.gathered = []
         if self.structure == SINGLE:
             self.held = gradients
             self.gather_one(0, gradients)
@@ -847,7 +849,9 @@ cdef class Plan:
                 _buffers.refuse_gradient_names(self.optimizer, gradients)
             self.held = tuple((<dict>gradients).values())
             for i in range(self.n_tensors):
-                item = PyDict_GetItem(gradients, <object>PyTuple_GET_ITEM(self.names, i))
+                # In the usual order of names the next entry is the one; its key need not be hashed.
+                if not PyDict_Next(gradients, &at, &key, &item) or key != PyTuple_GET_ITEM(self.names, i):
+                    item = PyDict_GetItem(gradients, <object>PyTuple_GET_ITEM(self.names, i))
                 if item == NULL:
                     _buffers.refuse_gradient_names(self.optimizer, gradients)
                 self.gather_one(i, <object>item)
