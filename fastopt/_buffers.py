@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -275,7 +276,7 @@ class FlatBuffer(Mapping[str, Array]):
         for name, tensor in tensors.items():
             if not isinstance(name, str):
                 raise TypeError(f"FlatBuffer: names must be strings, got {name!r}")
-            shapes[name] = _shape(name, tensor)
+            shapes[sys.intern(name)] = _shape(name, tensor)  # so that equal names are the same object
         total = sum(_size(shape) for shape in shapes.values())
         if total > 2**58:
             raise ValueError(f"FlatBuffer: {total} numbers are more than any memory holds")
