@@ -365,7 +365,7 @@ def take(case: Case, rounds: int) -> Taken:
 
 def compare(case: Case, rounds: int) -> Row:
     """Measure a case; where buffers are large, in three places in memory."""
-    places = 3 if case.n >= LARGE else 1
+    places = min(3, rounds // 3) if case.n >= LARGE else 1
     taken = []
     for _ in range(places):
         taken.append(take(case, -(-rounds // places)))
@@ -422,9 +422,8 @@ def tiny(quick: bool) -> Iterator[Row]:
 def many(quick: bool) -> Iterator[Row]:
     """1,000 tensors of 64."""
     for form in ("list", "FlatBuffer"):
-        yield compare(
-            Case("many", "many", form, "adam", {}, [64] * 1000, form, ("fused", "foreach")), 5 if quick else 15
-        )
+        case = Case("many", "many", form, "adam", {}, [64] * 1000, form, ("fused", "foreach"))
+        yield compare(case, 5 if quick else 15)
 
 
 def fused(quick: bool) -> Iterator[Row]:
