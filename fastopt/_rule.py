@@ -189,6 +189,8 @@ class Spec:
             dict.fromkeys(n for function in host for n in inspect.signature(function).parameters if n in self.hypers)
         )
         """Hyperparameters that `scalars` and `trust_ratio` take, in their order."""
+        self.host_hypers = tuple(n for n in inspect.signature(cls.scalars).parameters if n in self.hypers)
+        """Hyperparameters that `scalars` takes."""
         self.reference_hypers = tuple(n for n in inspect.signature(cls.reference).parameters if n in self.hypers)
         """Hyperparameters that `reference` takes."""
         self._together = tuple(inspect.signature(cls.check_together).parameters)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any
 
@@ -11,6 +10,8 @@ import numpy as np
 from fastopt import _buffers, _stages, backends
 
 NAME = "reference"
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def run_once(
@@ -105,15 +106,14 @@ class _Plan:
 
 def scalars_fit(spec: Any, step: int, running: dict[str, float], values: dict[str, Any]) -> bool:
     """Whether every host scalar of this step is a finite float32."""
-    names = inspect.signature(spec.scalars).parameters
-    hypers = {name: values[name] for name in spec.hypers if name in names}
+    hypers = {name: values[name] for name in spec.host_hypers}
     if spec.trust == "update":
         hypers["lr"] = 1.0
     try:
         scalars = {**_stages.scalars(**spec.stage_values(values)), **spec.scalars(step=step, **running, **hypers)}
     except (ZeroDivisionError, OverflowError):
         return False
-    return all(isinstance(x, int | float) and abs(x) <= np.finfo(np.float32).max for x in scalars.values())
+    return all(isinstance(x, int | float) and abs(x) <= _LARGEST for x in scalars.values())
 
 
 def decoded(gradient: np.ndarray) -> np.ndarray:
