@@ -137,7 +137,8 @@ def check(ours: Fastopt, theirs: Torch, refill: Callable[[], None]) -> None:
         np.testing.assert_allclose(p, q.numpy(), rtol=1e-6, atol=ATOL)
         np.testing.assert_allclose(e, f.numpy(), rtol=1e-6, atol=ATOL)
         wide = (c.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-        np.testing.assert_allclose(wide, d.float().numpy(), rtol=1e-2, atol=ATOL)
+        one_unit_of_bfloat16 = 2.0**-7  # a last bit of float32 can tip a tie
+        np.testing.assert_allclose(wide, d.float().numpy(), rtol=one_unit_of_bfloat16, atol=ATOL)
 
 
 def measure(shapes: list[tuple[int, ...]], rounds: int) -> dict[str, float]:

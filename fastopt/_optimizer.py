@@ -595,6 +595,7 @@ class Optimizer:
             )
         self._members = [[] for _ in self._param_groups]
         for tensor in self._tensors:
+            _buffers.check_array(tensor.array, f"{self._name}: {tensor.label}", shape=tensor.shape)
             self._members[tensor.group].append(tensor)
         self._plan = self._backend.make_plan(self)
         return self._plan

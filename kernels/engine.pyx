@@ -32,6 +32,8 @@ from libc.string cimport memcmp, memcpy, memset
 
 cimport numpy as cnp
 
+import weakref
+
 import numpy
 
 from fastopt import _buffers
@@ -640,7 +642,7 @@ cdef class Plan:
         That module's STAGES.
     """
 
-    cdef object optimizer
+    cdef object optimizer_reference  # weak: in a cycle, large states would wait for the garbage collector
     cdef dict kernels
     cdef list arrays
     cdef list written
@@ -668,7 +670,6 @@ cdef class Plan:
     cdef list gathered
     cdef bint keeps_gradients  # whether `gather_one` lists them there
     cdef Pipeline pipeline
-    cdef object stages_capsule
     cdef Piece* pieces
     cdef double* sums
     cdef double* norms
@@ -684,7 +685,7 @@ cdef class Plan:
         cdef cnp.ndarray array
         tensors = optimizer._tensors
         spec = optimizer.spec
-        self.optimizer = optimizer
+        self.optimizer_reference = weakref.ref(optimizer)
         self.kernels = kernels
         self.param_groups = optimizer.param_groups
         self.group_dicts = list(self.param_groups)
@@ -709,7 +710,6 @@ cdef class Plan:
         self.zeroable = <Active*>calloc(self.n_tensors + 1, sizeof(Active))
         if not (self.pieces and self.sums and self.norms and self.zeroable):
             raise MemoryError
-        self.stages_capsule = stages
         memset(&self.pipeline, 0, sizeof(self.pipeline))
         self.pipeline.trust = {None: NO_TRUST, "update": TRUST_UPDATE, "gradient": TRUST_GRADIENT}[spec.trust]
         self.pipeline.norms = self.norms
@@ -782,16 +782,19 @@ cdef class Plan:
         """Whether a step is under way in this process."""
         return self.busy_generation == generation
 
+    cdef object optimizer(self):
+        return self.optimizer_reference()
+
     # --- 1. groups
 
     cdef int check_groups(self) except -1:
         """See that the kernels and hyperparameters are those that the param groups ask for now."""
         cdef Py_ssize_t k
         if PyList_GET_SIZE(self.param_groups) != self.n_groups:
-            self.optimizer._refuse_regrouping()
+            self.optimizer()._refuse_regrouping()
         for k in range(self.n_groups):
             if PyList_GET_ITEM(self.param_groups, k) != PyList_GET_ITEM(self.group_dicts, k):
-                self.optimizer._refuse_regrouping()
+                self.optimizer()._refuse_regrouping()
             if not self.group_is_unchanged(k):
                 self.read_group(k)
         return 0
@@ -809,7 +812,7 @@ cdef class Plan:
 
     cdef int read_group(self, Py_ssize_t k) except -1:
         cdef Group* group = &self.groups[k]
-        name, hyper = self.optimizer._read_group(k)
+        name, hyper = self.optimizer()._read_group(k)
         live = self.group_dicts[k]
         if self.kernels is not None:
             capsule, states, n_scalars = self.kernels[name]
@@ -844,22 +847,22 @@ cdef class Plan:
             self.gather_one(0, gradients)
         elif self.structure == MAPPING:
             if type(gradients) is not dict:
-                gradients = _buffers.gradient_mapping(self.optimizer, gradients)
+                gradients = _buffers.gradient_mapping(self.optimizer(), gradients)
             if PyDict_Size(gradients) != self.n_tensors:
-                _buffers.refuse_gradient_names(self.optimizer, gradients)
+                _buffers.refuse_gradient_names(self.optimizer(), gradients)
             self.held = tuple((<dict>gradients).values())
             for i in range(self.n_tensors):
                 # In the usual order of names the next entry is the one; its key need not be hashed.
                 if not PyDict_Next(gradients, &at, &key, &item) or key != PyTuple_GET_ITEM(self.names, i):
                     item = PyDict_GetItem(gradients, <object>PyTuple_GET_ITEM(self.names, i))
                 if item == NULL:
-                    _buffers.refuse_gradient_names(self.optimizer, gradients)
+                    _buffers.refuse_gradient_names(self.optimizer(), gradients)
                 self.gather_one(i, <object>item)
         else:
             if type(gradients) is not list:
-                gradients = _buffers.gradient_list(self.optimizer, gradients)
+                gradients = _buffers.gradient_list(self.optimizer(), gradients)
             if PyList_GET_SIZE(gradients) != self.n_tensors:
-                _buffers.refuse_gradient_count(self.optimizer, gradients)
+                _buffers.refuse_gradient_count(self.optimizer(), gradients)
             self.held = tuple(<list>gradients)
             for i in range(self.n_tensors):
                 self.gather_one(i, <object>PyTuple_GET_ITEM(self.held, i))
@@ -880,7 +883,7 @@ cdef class Plan:
                 storage = BFLOAT16
             else:
                 storage = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}[
-                    _buffers.check_gradient(self.optimizer, i, gradient)
+                    _buffers.check_gradient(self.optimizer(), i, gradient)
                 ]
                 if storage == BFLOAT16:
                     self.bfloat16_type = cnp.PyArray_TYPE(<cnp.ndarray>gradient)
@@ -891,16 +894,16 @@ cdef class Plan:
             or cnp.PyArray_TYPE(p) != cnp.NPY_FLOAT32
             or cnp.PyArray_NDIM(p) != t.n_dims
         ):
-            _buffers.refuse_changed_parameter(self.optimizer, i)
+            _buffers.refuse_changed_parameter(self.optimizer(), i)
         data = cnp.PyArray_DATA(<cnp.ndarray>gradient)
         if data != t.checked_gradient or storage != t.checked_storage:
             found = self.ranges.find(<uintptr_t>data, <uintptr_t>data + <uintptr_t>(t.n * item_size(storage)))
             if found >= 0:
-                _buffers.refuse_overlapping_gradient(self.optimizer, i, self.written[found][1])
+                _buffers.refuse_overlapping_gradient(self.optimizer(), i, self.written[found][1])
             t.checked_gradient = data
             t.checked_storage = storage
         if t.step[0] < 0 or t.step[0] >= MAX_STEP:
-            _buffers.refuse_step(self.optimizer, i, t.step[0])
+            _buffers.refuse_step(self.optimizer(), i, t.step[0])
         self.active[self.n_active].tensor = i
         self.active[self.n_active].gradient = <char*>data
         self.active[self.n_active].storage = storage
@@ -916,7 +919,7 @@ cdef class Plan:
         cdef bint same = self.n_active == self.n_zeroable
         for k in range(self.n_active):
             if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>self.active[k].array):
-                _buffers.refuse_read_only_gradient(self.optimizer, self.active[k].tensor)
+                _buffers.refuse_read_only_gradient(self.optimizer(), self.active[k].tensor)
             same = (
                 same
                 and self.zeroable[k].gradient == self.active[k].gradient
@@ -928,7 +931,7 @@ cdef class Plan:
             self.gather_all(gradients)
             overlap = Ranges([gradient for _, gradient in self.gathered]).first_overlap()
             if overlap is not None:
-                _buffers.refuse_shared_gradients(self.optimizer, *[self.gathered[k][0] for k in overlap])
+                _buffers.refuse_shared_gradients(self.optimizer(), *[self.gathered[k][0] for k in overlap])
             for k in range(self.n_active):
                 self.zeroable[k] = self.active[k]
             self.n_zeroable = self.n_active
@@ -1007,7 +1010,7 @@ cdef class Plan:
                 group.kernel.scalars(hyper, <double>(t.step[0] + 1), self.active[k].running, scalars)
                 for j in range(group.kernel.n_scalars):
                     if not isfinite(scalars[j]):
-                        _buffers.refuse_scalars(self.optimizer, self.active[k].tensor, t.step[0] + 1)
+                        _buffers.refuse_scalars(self.optimizer(), self.active[k].tensor, t.step[0] + 1)
                 if not clips:
                     scalars[GRAD_SCALE] *= grad_scale
                     scalars[CLIP_COEFFICIENT] = clip_coefficient
@@ -1078,7 +1081,7 @@ cdef class Plan:
         cdef int n_threads = self.n_threads if self.n_threads else default_n_threads
         cdef control_word caller
         if self.busy:
-            _buffers.refuse_concurrent_step(self.optimizer)
+            _buffers.refuse_concurrent_step(self.optimizer())
         self.busy_generation = generation
         caller = enter_host()
         try:

@@ -2,6 +2,7 @@
 
 import collections.abc
 import copy
+import gc
 import multiprocessing
 import os
 import pickle
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -729,6 +731,20 @@ def test_changing_every_groups_learning_rate_costs_no_more_than_the_groups():
         return min(times)
 
     assert seconds(1600) < 4 * 3 * seconds(400)  # quadratic would be 16 times
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_states_are_freed_with_their_optimizer(backend):
+    """Without waiting for the garbage collector: they may be most of the memory there is."""
+    optimizer = fastopt.Adam(np.ones(1000, F32), backend=backend)
+    optimizer.step(np.ones(1000, F32))
+    state = weakref.ref(optimizer._tensors[0].states["exp_avg"])
+    gc.disable()
+    try:
+        del optimizer
+        assert state() is None
+    finally:
+        gc.enable()
 
 
 def test_importing_fastopt_imports_nothing_optional():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,14 @@ class _Plan:
     """The step of one optimizer: checked by the engine, computed by the reference."""
 
     def __init__(self, optimizer: Any) -> None:
-        self._optimizer = optimizer
+        self._reference = weakref.ref(optimizer)  # in a cycle, large states would wait for the garbage collector
         self._checked = backends.engine().Plan(optimizer, None)
         self.n_threads = 1
         self.busy = False
+
+    @property
+    def _optimizer(self) -> Any:
+        return self._reference()
 
     def step(self, gradients: Any, options: tuple = (1.0, None, None, False, False)) -> tuple[bool, float | None]:
         grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads = options
