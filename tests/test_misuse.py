@@ -69,6 +69,7 @@ def test_a_parameter_that_became_read_only_is_refused():
         optimizer.step(ones(4))
 
 
+@pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")  # NumPy 2.5 discourages what is refused here
 @pytest.mark.parametrize("change", ["dtype", "shape", "memory"])
 def test_a_parameter_that_was_changed_in_place_is_refused(change):
     p = np.ones(6, F32)

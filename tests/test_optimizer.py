@@ -220,6 +220,7 @@ def test_states_have_the_shape_of_their_parameter_and_are_live(config):
         assert_same_bits(before[name], optimizer.state[0][name], name)
 
 
+@pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")  # of NumPy 2.5
 def test_reshaping_what_state_shows_does_not_reshape_the_state():
     optimizer = fastopt.Adam(np.ones((2, 3), F32))
     optimizer.state[0]["exp_avg"].shape = (6,)
