@@ -5,7 +5,7 @@
 /* Elements per block: a constant trip count, four cache lines of each stream. */
 #define BLOCK 64
 /* Elements between the block being computed and the one being fetched. */
-#define DISTANCE 256
+#define DISTANCE 128
 
 static inline void prefetch_block(const float *block) {
 #if defined(__GNUC__)
@@ -26,11 +26,11 @@ static inline void prefetch_halves(const unsigned short *block) {
 #endif
 }
 
-/* One stream alone, read 32 elements at a time by a reduction: four times as far ahead. */
+/* One stream alone, read 32 elements at a time by a reduction: eight times as far ahead. */
 static inline void prefetch_lane_group(const float *group) {
 #if defined(__GNUC__)
-    __builtin_prefetch(group + 4 * DISTANCE, 0, 3);
-    __builtin_prefetch(group + 4 * DISTANCE + 16, 0, 3);
+    __builtin_prefetch(group + 8 * DISTANCE, 0, 3);
+    __builtin_prefetch(group + 8 * DISTANCE + 16, 0, 3);
 #else
     (void)group;
 #endif
