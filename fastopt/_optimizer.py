@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn, 
 
 import numpy as np
 
-from fastopt import _buffers, _stages, _threads, backends
+from fastopt import _buffers, _codecs, _stages, _threads, backends
 from fastopt._rule import Real, Spec, Switch
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ class Options(TypedDict, total=False):
     ema_decay: float | None
     copy_dtype: Literal["bfloat16", "float16"] | None
     grad_dtype: Literal["bfloat16"] | None
+    state_dtype: Literal["float32", "bfloat16", "8bit"]
+    seed: int
+    master: Literal["split"] | None
 
 
 class StepOptions(TypedDict, total=False):
@@ -80,18 +83,26 @@ _OF_TORCH = ("foreach", "fused", "capturable", "differentiable")
 class _Tensor:
     """One parameter and what the optimizer keeps for it."""
 
-    __slots__ = ("array", "copy", "ema", "group", "label", "running", "shape", "states", "step", "update")
+    __slots__ = (
+        *("array", "copy", "ema", "group", "index", "label", "low", "running", "scales", "shape", "states", "step"),
+        "update",
+    )
 
-    def __init__(
-        self, array: Array, label: str, group: int, states: dict[str, Array], step: np.ndarray, running: np.ndarray
-    ) -> None:
+    def __init__(self, array: Array, label: str, group: int, index: int, step: np.ndarray, running: np.ndarray) -> None:
         self.array = array
         self.shape = array.shape
         self.label = label
         self.group = group
-        self.states = states
+        self.index = index
+        """Of its first element among all elements of the optimizer."""
+        self.states: dict[str, np.ndarray] = {}
+        """As they are kept: float32, bfloat16 or codes."""
+        self.scales: dict[str, np.ndarray] = {}
+        """Of states in 8 bits."""
         self.step = step
         self.running = running
+        self.low: np.ndarray | None = None
+        """Lower halves of the parameters, uint16, where `array` holds the upper ones."""
         self.ema: Array | None = None
         self.copy: np.ndarray | None = None
         self.update: Array | None = None
@@ -100,7 +111,24 @@ class _Tensor:
         """What users see as the state of this tensor: views of live arrays under fixed names."""
         running = {name: self.running[k : k + 1].reshape(()) for k, name in enumerate(spec.running)}
         states = {name: array.view() for name, array in self.states.items()}
-        return types.MappingProxyType({"step": self.step.view(), **running, **states})
+        scales = {scale_name(name): array.view() for name, array in self.scales.items()}
+        return types.MappingProxyType({"step": self.step.view(), **running, **states, **scales})
+
+    def values(self) -> Array:
+        """The parameter in float32: its array, or put together from its halves."""
+        return self.array if self.low is None else _codecs.join(self.array, self.low)
+
+    def set_values(self, values: Array) -> None:
+        """Overwrite the parameter."""
+        if self.low is None:
+            self.array[...] = values
+        else:
+            _codecs.split(values, self.array, self.low)
+
+
+def scale_name(state: str) -> str:
+    """Under what name the scales of an 8-bit state are shown and saved."""
+    return f"{state}_scale"
 
 
 class Optimizer:
@@ -128,6 +156,16 @@ class Optimizer:
     grad_dtype : "bfloat16" or None
         Take uint16 gradients for bfloat16 numbers. Float32, float16 and (from ml_dtypes) bfloat16 gradients
         need no word.
+    state_dtype : {"float32", "bfloat16", "8bit"}
+        How state arrays are kept: 4, 2 or 1.03 bytes a parameter each. The step still computes in float32; only what
+        stays in memory is rounded, stochastically, so that averages neither stall nor drift. In 8 bits, 64
+        neighbours in an array share a scale; averaged parameters take bfloat16 there.
+    seed : int in [0, 2**64), default 0
+        Of the stochastic rounding: the same seed gives the same bits, whatever the threads and instruction set.
+    master : "split" or None
+        Parameters are bfloat16 (uint16, or `ml_dtypes.bfloat16`), and the optimizer keeps the 16 bits that each
+        lacks beside them: together they are exactly the float32 parameter that is trained, see `master_params`.
+        The array holds the nearest bfloat16, halfway cases away from zero.
 
     Raises
     ------
@@ -140,6 +178,8 @@ class Optimizer:
 
     spec: ClassVar[Spec]
     states: ClassVar[Mapping[str, float | str]] = {}
+    state_kinds: ClassVar[Mapping[str, str]] = {}
+    """What states hold that are not plain numbers with a sign: "unsigned" or "weights"."""
     optional_states: ClassVar[Mapping[str, str]] = {}
     fixed_flags: ClassVar[Mapping[str, bool]] = {}
     """Flags of an inherited rule that are not for this optimizer to choose."""
@@ -171,6 +211,13 @@ class Optimizer:
         self._ema_decay = self._optional("ema_decay", Real(0.0, 1.0), options.get("ema_decay"))
         self._copy_dtype = self._one_of("copy_dtype", ("bfloat16", "float16"), options.get("copy_dtype"))
         self._grad_dtype = self._one_of("grad_dtype", ("bfloat16",), options.get("grad_dtype"))
+        state_dtype = options.get("state_dtype", "float32")
+        if not isinstance(state_dtype, str) or state_dtype not in _codecs.STATE_DTYPES:
+            known = " or ".join(map(repr, _codecs.STATE_DTYPES))
+            raise ValueError(f"{self._name}: state_dtype must be {known}, got {state_dtype!r}")
+        self._state_dtype: str = state_dtype
+        self._seed = self._check_seed(options.get("seed", 0))
+        self._master = self._one_of("master", ("split",), options.get("master"))
         self._param_groups: list[dict[str, Any]] = []
         self._tensors: list[_Tensor] = []
         self._names: tuple[str, ...] | None = None
@@ -224,7 +271,9 @@ class Optimizer:
         """State of every parameter: a list in the order of the parameters, or a dict by their names.
 
         Each is a mapping of live arrays: ``"step"`` (int64, shape ()) and the state arrays, shaped like the
-        parameter. Write into the arrays to change a state.
+        parameter. Write into the arrays to change a state. With `state_dtype` "bfloat16" they are of that type
+        (uint16 without ml_dtypes); with "8bit" uint8 codes, in an order of their own, and ``"..._scale"`` beside
+        them: see `state_float32`.
         """
         return self._structured([tensor.expose(self.spec) for tensor in self._tensors])
 
@@ -260,9 +309,38 @@ class Optimizer:
         return self._grad_dtype
 
     @property
+    def state_dtype(self) -> str:
+        """How states are kept: "float32", "bfloat16" or "8bit"."""
+        return self._state_dtype
+
+    @property
+    def seed(self) -> int:
+        """Of the rounding of states in low precision."""
+        return self._seed
+
+    @property
+    def master(self) -> str | None:
+        """ "split" if parameters are bfloat16 halves of float32 numbers."""
+        return self._master
+
+    @property
+    def master_params(self) -> Any:
+        """The float32 parameters, a list or a dict as `state`: copies, put together from their halves.
+
+        Needs ``master="split"``. `load_master_params` writes them.
+        """
+        self._need("master", self._master)
+        return self._structured([tensor.values() for tensor in self._tensors])
+
+    @property
+    def state_float32(self) -> Any:
+        """The arrays of `state` as float32 numbers, a list or a dict as there: copies, whatever `state_dtype`."""
+        return self._structured([self._decoded(tensor) for tensor in self._tensors])
+
+    @property
     def state_nbytes(self) -> int:
-        """Bytes of all state arrays together, without `ema` and `params_copy`."""
-        return sum(array.nbytes for tensor in self._tensors for array in tensor.states.values())
+        """Bytes of all state arrays and their scales, without `ema`, `params_copy` and the halves of parameters."""
+        return sum(a.nbytes for t in self._tensors for kept in (t.states, t.scales) for a in kept.values())
 
     @property
     def backend(self) -> str:
@@ -405,7 +483,7 @@ class Optimizer:
         self._need("ema_decay", self._ema_decay)
         self._check_free("swap_ema()")
         for tensor in self._tensors:
-            _buffers.check_array(tensor.array, f"{self._name}: {tensor.label}", shape=tensor.shape)
+            self._check_parameter(tensor.array, tensor.label, tensor.shape)
         self._exchange_ema()
         self._ema_is_in, self._plan = True, None
         try:
@@ -418,7 +496,38 @@ class Optimizer:
         """Copy the parameters as they are now into `params_copy`."""
         self._need("copy_dtype", self._copy_dtype)
         for tensor in self._tensors:
-            self._backend.copy_array(tensor.array, tensor.copy)
+            self._backend.copy_array(tensor.values(), tensor.copy)
+
+    def load_master_params(self, params: Any) -> None:
+        """Set the float32 parameters; the arrays get their bfloat16 halves. Needs ``master="split"``.
+
+        Parameters
+        ----------
+        params
+            Float32 arrays in the structure of the parameters; read.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For another structure, shapes or types; nothing was written then.
+        """
+        self._need("master", self._master)
+        self._check_free("load_master_params()")
+        if self._structure == "single":
+            values = [params]
+        elif self._structure == "mapping":
+            if not isinstance(params, Mapping) or set(params) != set(self._names or ()):
+                raise ValueError(f"{self._name}: params must be a dict with the names of the parameters")
+            values = [params[name] for name in self._names or ()]
+        else:
+            if not isinstance(params, Sequence) or len(params) != len(self._tensors):
+                raise ValueError(f"{self._name}: params must be a list of {len(self._tensors)} arrays")
+            values = list(params)
+        for tensor, value in zip(self._tensors, values, strict=True):
+            _buffers.check_array(value, f"{self._name}: {tensor.label}", shape=tensor.shape, writable=False)
+            self._check_parameter(tensor.array, tensor.label, tensor.shape)
+        for tensor, value in zip(self._tensors, values, strict=True):
+            tensor.set_values(value)
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add parameters with hyperparameters of their own.
@@ -449,7 +558,9 @@ class Optimizer:
         dict
             Of plain types and copied arrays, in torch's form: ``"state"`` maps a parameter's position to its
             state, ``"param_groups"`` lists hyperparameters, positions (``"params"``) and, for dicts,
-            ``"param_names"``; ``"ema"`` maps positions to averages, with `ema_decay`.
+            ``"param_names"``; ``"ema"`` maps positions to averages, with `ema_decay`, and ``"master_low"`` to the
+            lower halves of the parameters, with `master`. ``"state_dtype"`` says how the state is kept: bfloat16
+            as uint16, 8 bits as uint8 with scales.
         """
         self._check_free("state_dict()")
         state: dict[int, Any] = {}
@@ -457,7 +568,8 @@ class Optimizer:
             state[position] = {
                 "step": int(tensor.step),
                 **{name: float(tensor.running[k]) for k, name in enumerate(self.spec.running)},
-                **{name: array.copy() for name, array in tensor.states.items()},
+                **{name: self._plain(array) for name, array in tensor.states.items()},
+                **{scale_name(name): array.copy() for name, array in tensor.scales.items()},
             }
         groups = []
         for k, group in enumerate(self._param_groups):
@@ -467,7 +579,16 @@ class Optimizer:
             if self._names is not None:
                 saved["param_names"] = [self._names[i] for i in positions]
             groups.append(saved)
-        saved = {"optimizer": self._name, "state": state, "param_groups": groups}
+        saved = {
+            "optimizer": self._name,
+            "state": state,
+            "param_groups": groups,
+            "state_dtype": self._state_dtype,
+            "seed": self._seed,
+        }
+        if self._master is not None:
+            halves = [tensor.low.copy() for tensor in self._tensors if tensor.low is not None]
+            saved["master_low"] = dict(enumerate(halves))
         if self._ema_decay is not None:
             averages = [tensor.ema.copy() for tensor in self._tensors if tensor.ema is not None]
             saved["ema"] = dict(enumerate(averages))
@@ -485,7 +606,8 @@ class Optimizer:
 
         State dicts of torch's optimizer of the same name load too (CPU tensors or arrays); what torch has no
         word for, such as ``l1``, stays as it is, and averages start anew from the parameters. An optimizer that
-        has no parameters yet takes the state of each name when `update` first sees it.
+        has no parameters yet takes the state of each name when `update` first sees it. State in another `state_dtype`
+        is converted, rounded to nearest; the `seed` is taken over.
 
         Raises
         ------
@@ -516,6 +638,9 @@ class Optimizer:
                 "ema_decay": self._ema_decay,
                 "copy_dtype": self._copy_dtype,
                 "grad_dtype": self._grad_dtype,
+                "state_dtype": self._state_dtype,
+                "seed": self._seed,
+                "master": self._master,
             },
             "state_dict": self.state_dict(),
         }
@@ -550,6 +675,35 @@ class Optimizer:
     def _optional(self, name: str, kind: Real, value: Any) -> float | None:
         return None if value is None else kind.check(self._name, name, value)
 
+    def _check_seed(self, seed: Any) -> int:
+        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**64:
+            raise ValueError(f"{self._name}: seed must be an integer in [0, 2**64), got {seed!r}")
+        return int(seed)
+
+    def _codec(self, state: str) -> _codecs.Codec:
+        return _codecs.codec(self._state_dtype, self.spec.kinds[state])
+
+    def _decoded(self, tensor: _Tensor) -> dict[str, Array]:
+        """The states of `tensor` in float32, new arrays."""
+        none = np.zeros(0, np.uint16)
+        return {n: self._codec(n).decode(a, tensor.scales.get(n, none)) for n, a in tensor.states.items()}
+
+    def _check_parameter(self, array: Any, label: str, shape: tuple[int, ...] | None = None) -> None:
+        """Raise unless `array` can be a parameter."""
+        what = f"{self._name}: {label}"
+        if self._master is None:
+            _buffers.check_array(array, what, shape=shape)
+            return
+        if isinstance(array, np.ndarray) and array.dtype.name == "bfloat16":
+            _buffers.check_array(array, what, shape=shape, dtypes=(array.dtype.type,))
+        else:
+            _buffers.check_array(array, f"{what}, bfloat16 with master='split',", shape=shape, dtypes=(np.uint16,))
+
+    @staticmethod
+    def _plain(array: np.ndarray) -> np.ndarray:
+        """A copy that needs no package but NumPy to be read: bfloat16 as uint16."""
+        return array.view(np.uint16).copy() if array.dtype.name == "bfloat16" else array.copy()
+
     def _one_of(self, name: str, known: tuple[str, ...], value: Any) -> str | None:
         if value is not None and (not isinstance(value, str) or value not in known):
             raise ValueError(f"{self._name}: {name} must be None or {' or '.join(map(repr, known))}, got {value!r}")
@@ -573,8 +727,8 @@ class Optimizer:
     def _exchange_ema(self) -> None:
         for tensor in self._tensors:
             assert tensor.ema is not None
-            kept = tensor.array.copy()
-            tensor.array[...] = tensor.ema
+            kept = tensor.values().copy()
+            tensor.set_values(tensor.ema)
             tensor.ema[...] = kept
         if self._copy_dtype is not None:
             self.refresh_params_copy()
@@ -595,7 +749,7 @@ class Optimizer:
             )
         self._members = [[] for _ in self._param_groups]
         for tensor in self._tensors:
-            _buffers.check_array(tensor.array, f"{self._name}: {tensor.label}", shape=tensor.shape)
+            self._check_parameter(tensor.array, tensor.label, tensor.shape)
             self._members[tensor.group].append(tensor)
         self._plan = self._backend.make_plan(self)
         return self._plan
@@ -639,7 +793,7 @@ class Optimizer:
             if not arrays:
                 raise ValueError(f"{self._name}: params must hold at least one array, got none")
             for array, label in zip(arrays, labels, strict=True):
-                _buffers.check_array(array, f"{self._name}: {label}")
+                self._check_parameter(array, label)
             start += len(arrays)
             added.append(({"params": tuple(arrays), **values, **extra}, arrays, labels))
         self._check_disjoint([(a, lab) for _, arrays, labels in added for a, lab in zip(arrays, labels, strict=True)])
@@ -655,7 +809,7 @@ class Optimizer:
         for tensor in self._tensors:
             if tensor.label not in leave:
                 written.append((tensor.array, tensor.label))
-            for what, kept in (("average", tensor.ema), ("copy", tensor.copy)):
+            for what, kept in (("average", tensor.ema), ("copy", tensor.copy), ("lower half", tensor.low)):
                 if kept is not None:
                     written.append((kept, f"the {what} of {tensor.label}"))
             written += [(array, f"state {name!r} of {tensor.label}") for name, array in tensor.states.items()]
@@ -669,40 +823,63 @@ class Optimizer:
         """Make state for checked arrays and append them."""
         values = self._param_groups[group]
         names = self.spec.states_for(self.spec.flags(values))
-        columns = [_buffers.state_arrays(arrays, self.spec.initial(name, values)) for name in names]
         steps = np.zeros(len(arrays), np.int64)
         running = np.tile(np.array(list(self.spec.running.values()), np.float64), (len(arrays), 1))
+        index = self._tensors[-1].index + self._tensors[-1].array.size if self._tensors else 0
+        added = []
         for k, (array, label) in enumerate(zip(arrays, labels, strict=True)):
-            states = {name: column[k] for name, column in zip(names, columns, strict=True)}
-            self._tensors.append(_Tensor(array, label, group, states, steps[k : k + 1].reshape(()), running[k]))
-        added = self._tensors[len(self._tensors) - len(arrays) :]
+            added.append(_Tensor(array, label, group, index, steps[k : k + 1].reshape(()), running[k]))
+            index += array.size
+        for name in names:
+            self._make_state(added, name, self.spec.initial(name, values))
+        self._tensors += added
+        if self._master is not None:
+            for tensor, low in zip(added, _buffers.state_arrays(arrays, 0.0, np.uint16), strict=True):
+                tensor.low = low
         if self.spec.trust == "update":
             for tensor, update in zip(added, _buffers.state_arrays(arrays, 0.0), strict=True):
                 tensor.update = update
         if self._ema_decay is not None:
             for tensor, ema in zip(added, _buffers.state_arrays(arrays, 0.0), strict=True):
-                ema[...] = tensor.array
+                ema[...] = tensor.values()
                 tensor.ema = ema
         if self._copy_dtype is not None:
             for tensor, copy in zip(added, _buffers.state_arrays(arrays, 0.0, self._copy_type()), strict=True):
-                self._backend.copy_array(tensor.array, copy)
+                self._backend.copy_array(tensor.values(), copy)
                 tensor.copy = copy
         self._plan = None
 
+    def _make_state(self, tensors: Sequence[_Tensor], name: str, initial: float) -> None:
+        """Give `tensors` the state `name`, filled with `initial`."""
+        codec = self._codec(name)
+        dtype = _bfloat16_type() if isinstance(codec, _codecs.Bfloat16) else codec.dtype
+        arrays = _buffers.state_arrays([tensor.array for tensor in tensors], 0.0, dtype)
+        code, scale = codec.encode(np.full(1, initial, np.float32))
+        lengths = [codec.n_scales(array.size) for array in arrays]
+        scales = _buffers.zeros(-(-sum(lengths) // 2)).view(np.uint16)[: sum(lengths)]
+        if codec.has_scales:
+            scales.fill(scale[0])
+        ends = np.cumsum([0, *lengths])
+        for k, (tensor, array) in enumerate(zip(tensors, arrays, strict=True)):
+            if code.any():
+                array.view(codec.dtype).fill(code[0])
+            tensor.states[name] = array
+            if codec.has_scales:
+                tensor.scales[name] = scales[ends[k] : ends[k + 1]]
+
     def _copy_type(self) -> np.dtype:
         """Type of the arrays in `params_copy`."""
-        if self._copy_dtype == "float16":
-            return np.dtype(np.float16)
-        if importlib.util.find_spec("ml_dtypes") is None:
-            return np.dtype(np.uint16)
-        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+        return np.dtype(np.float16) if self._copy_dtype == "float16" else _bfloat16_type()
 
     def _add_missing_states(self, tensor: _Tensor, names: Iterable[str]) -> None:
         """Give `tensor` zeros for states that it does not have; the caller fills them."""
         for name in names:
             if name not in tensor.states:
-                tensor.states[name] = _buffers.state_arrays([tensor.array], 0.0)[0]
-        tensor.states = {name: tensor.states[name] for name in self.spec.states if name in tensor.states}
+                self._make_state([tensor], name, 0.0)
+        for kept in (tensor.states, tensor.scales):
+            ordered = {name: kept[name] for name in self.spec.states if name in kept}
+            kept.clear()
+            kept.update(ordered)
         self._plan = None
 
     def _bindings(self) -> tuple[Any, ...]:
@@ -730,15 +907,20 @@ class Optimizer:
         from fastopt import _state_dict
 
         labelled = [(array, f"params[{name!r}]") for name, array in {**moved, **new}.items()]
+        if moved and self._master is not None:
+            raise ValueError(
+                f"{self._name}: with master='split' a name keeps its array, whose other halves are here; "
+                f"{_buffers.few(list(moved))} came with another"
+            )
         for name, array in moved.items():
-            _buffers.check_array(array, f"{self._name}: params[{name!r}]", shape=known[name].shape)
+            self._check_parameter(array, f"params[{name!r}]", known[name].shape)
         for array, label in labelled:
-            _buffers.check_array(array, f"{self._name}: {label}")
+            self._check_parameter(array, label)
         self._check_disjoint(labelled, leave={f"params[{name!r}]" for name in moved})
         awaited = {name: self._awaited[name] for name in new if name in self._awaited}
         for name, (entry, average) in awaited.items():
             label = f"params[{name!r}]"
-            _state_dict.check_entry(self, entry, new[name].shape, self._param_groups[0], label)
+            _state_dict.check_entry(self, entry, new[name].shape, self._param_groups[0], label, self._state_dtype)
             if average is not None:
                 _state_dict.check_average(self, average, new[name].shape, label)
         for name, array in moved.items():
@@ -789,6 +971,13 @@ class Optimizer:
         raise ValueError(
             f"{self._name}: param_groups must keep its dicts: change values inside them, add with add_param_group"
         )
+
+
+def _bfloat16_type() -> np.dtype:
+    """Type of arrays of bfloat16: ml_dtypes', or uint16."""
+    if importlib.util.find_spec("ml_dtypes") is None:
+        return np.dtype(np.uint16)
+    return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
 
 
 def kernel_and_hypers(spec: Spec, values: Mapping[str, Any]) -> tuple[str, tuple[float, ...]]:

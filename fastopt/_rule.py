@@ -145,6 +145,11 @@ class Hyper:
     annotation: str
 
 
+STATE_KINDS = ("signed", "unsigned", "weights")
+"""Kinds of state: numbers of either sign; numbers that are never negative; and averaged parameters, of which 8 bits
+would lose what an average is for."""
+
+
 class Spec:
     """Everything that the engine, the generators, the tests and the documentation know of one optimizer.
 
@@ -174,6 +179,10 @@ class Spec:
         """State arrays; the initial value of each, or the name of the hyperparameter that gives it."""
         self.optional_states: Mapping[str, str] = {n: f for n, f in cls.optional_states.items() if n in self.states}
         """States that only a flag of the rule needs: state -> flag."""
+        self.kinds: Mapping[str, str] = {state: cls.state_kinds.get(state, "signed") for state in cls.states}
+        """What each state holds, one of `STATE_KINDS`: decides how it is kept in 8 bits."""
+        if unknown := set(self.kinds.values()) - set(STATE_KINDS):
+            raise ValueError(f"{self.name}: state_kinds must be of {', '.join(STATE_KINDS)}, got {sorted(unknown)}")
         self.trust: str | None = cls.trust
         """What a trust ratio per tensor scales: "update", "gradient" or None."""
         self.running: Mapping[str, float] = dict(cls.running)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _buffers, backends
-from fastopt._optimizer import _KEPT_FOR_OTHERS, _OF_TORCH, Optimizer, _Tensor
+from fastopt import _buffers, _codecs, backends
+from fastopt._optimizer import _KEPT_FOR_OTHERS, _OF_TORCH, Optimizer, _Tensor, scale_name
 
 
 def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
@@ -34,9 +34,19 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         has, wants = ("has", "no") if "ema" in state_dict else ("lacks", "an")
         raise ValueError(f"{name}: state_dict {has} averages, this optimizer has {wants} ema_decay")
 
+    if ours and ("master_low" in state_dict) != (optimizer.master is not None):
+        has, wants = ("has", "no") if "master_low" in state_dict else ("lacks", "a")
+        raise ValueError(f"{name}: state_dict {has} lower halves of parameters, this optimizer has {wants} master")
+    state_dtype = state_dict.get("state_dtype", "float32")
+    if state_dtype not in _codecs.STATE_DTYPES:
+        known = ", ".join(map(repr, _codecs.STATE_DTYPES))
+        raise ValueError(f"{name}: state_dtype of the state_dict must be one of {known}, got {state_dtype!r}")
+    seed = optimizer._check_seed(state_dict.get("seed", optimizer.seed))
+
     hypers = [_hypers(optimizer, k, saved, ours) for k, saved in enumerate(saved_groups)]
     matched: list[tuple[_Tensor, Mapping[str, Any], Any]] = []
     awaited: dict[str, tuple[Mapping[str, Any], Any]] = {}
+    halves: list[tuple[_Tensor, np.ndarray]] = []
     by_name = dict(zip(optimizer._names or (), optimizer._tensors, strict=False))
     for k, saved in enumerate(saved_groups):
         keys, names = list(saved["params"]), saved.get("param_names")
@@ -57,11 +67,21 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
             pairs = [(tensor, "", key) for tensor, key in zip(members, keys, strict=True)]
         for tensor, parameter_name, key in pairs:
             entry = _entry(optimizer, state_dict, key)
-            average = _average(optimizer, state_dict, key)
+            average = _kept(optimizer, state_dict, "ema", key, "average")
+            low = _kept(optimizer, state_dict, "master_low", key, "lower half")
+            if tensor is None and low is not None:
+                raise ValueError(f"{name}: the lower half of {parameter_name!r} has no parameter yet to belong to")
             if tensor is None:
-                awaited[parameter_name] = (entry, average)
+                awaited[parameter_name] = (
+                    as_kept(optimizer, entry, state_dtype, None, f"parameter {parameter_name!r}"),
+                    average,
+                )
                 continue
-            entry = check_entry(optimizer, entry, tensor.shape, hypers[k], tensor.label)
+            if low is not None:
+                what = f"{name}: the lower half of {tensor.label}"
+                _buffers.check_array(low, what, shape=tensor.shape, dtypes=(np.uint16,), writable=False)
+                halves.append((tensor, low))
+            entry = check_entry(optimizer, entry, tensor.shape, hypers[k], tensor.label, state_dtype)
             if average is not None:
                 check_average(optimizer, average, tensor.shape, tensor.label)
             matched.append((tensor, entry, average))
@@ -69,6 +89,11 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     matched = _apart(optimizer, matched)
     for group, values in zip(groups, hypers, strict=True):
         group.update(values)
+    optimizer._seed = seed
+    optimizer._plan = None
+    for tensor, low in halves:
+        assert tensor.low is not None
+        tensor.low[...] = low
     for tensor, entry, average in matched:
         fill(optimizer, tensor, entry, average)
     optimizer._awaited = awaited
@@ -76,7 +101,8 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
 
 def _apart(optimizer: Optimizer, matched: list[Any]) -> list[Any]:
     """`matched` with copies of the arrays that are the optimizer's own, which filling would overwrite."""
-    kept = [a for t in optimizer._tensors for a in (*t.states.values(), t.ema) if a is not None]
+    tensors = optimizer._tensors
+    kept = [a for t in tensors for a in (*t.states.values(), *t.scales.values(), t.ema) if a is not None]
     own = backends.engine().Ranges(kept)
 
     def apart(value: Any) -> Any:
@@ -85,13 +111,13 @@ def _apart(optimizer: Optimizer, matched: list[Any]) -> list[Any]:
     return [(t, {key: apart(value) for key, value in entry.items()}, apart(average)) for t, entry, average in matched]
 
 
-def _average(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any) -> Any:
-    """The saved average of the parameter `key`, or None where the state dict keeps none."""
-    if "ema" not in state_dict:
+def _kept(optimizer: Optimizer, state_dict: Mapping[str, Any], where: str, key: Any, what: str) -> Any:
+    """What the state dict keeps under `where` for the parameter `key`, or None where it keeps none for any."""
+    if where not in state_dict:
         return None
-    if not isinstance(state_dict["ema"], Mapping) or key not in state_dict["ema"]:
-        raise KeyError(f"{type(optimizer).__name__}: state_dict has no average for parameter {key!r}")
-    return state_dict["ema"][key]
+    if not isinstance(state_dict[where], Mapping) or key not in state_dict[where]:
+        raise KeyError(f"{type(optimizer).__name__}: state_dict has no {what} for parameter {key!r}")
+    return state_dict[where][key]
 
 
 def check_average(optimizer: Optimizer, average: Any, shape: tuple[int, ...], label: str) -> None:
@@ -152,16 +178,26 @@ def _entry(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any) -> Map
 
 
 def check_entry(
-    optimizer: Optimizer, entry: Mapping[str, Any], shape: tuple[int, ...], values: Mapping[str, Any], label: str
+    optimizer: Optimizer,
+    entry: Mapping[str, Any],
+    shape: tuple[int, ...],
+    values: Mapping[str, Any],
+    label: str,
+    state_dtype: str,
 ) -> Mapping[str, Any]:
-    """Return `entry`, a state for a parameter of `shape` under the hyperparameters `values`, or raise."""
+    """Return `entry`, a state for a parameter of `shape` under the hyperparameters `values`, or raise.
+
+    Its arrays are of `state_dtype`, and are returned as the optimizer keeps them.
+    """
     name = type(optimizer).__name__
     spec = optimizer.spec
     needed = spec.states_for(spec.flags(values))
     missing = [key for key in ("step", *spec.running) if key not in entry]
     if entry.get("step") != 0:
         missing += [key for key in needed if key not in entry]
-    unknown = [key for key in entry if key not in {"step", *spec.running, *spec.states}]
+    scales = [scale_name(key) for key in spec.states if _codecs.codec(state_dtype, spec.kinds[key]).has_scales]
+    missing += [key for key in scales if key not in entry and key.removesuffix(scale_name("")) in entry]
+    unknown = [key for key in entry if key not in {"step", *spec.running, *spec.states, *scales}]
     if missing or unknown:
         raise KeyError(f"{name}: state of {label} does not fit: unknown {unknown}, missing {missing}")
     step = entry["step"]
@@ -174,10 +210,36 @@ def check_entry(
             raise TypeError(f"{name}: {key} of {label} must be a number, got {_buffers.describe(entry[key])}")
         if not math.isfinite(entry[key]):
             raise ValueError(f"{name}: {key} of {label} must be finite, got {entry[key]!r}")
+    return as_kept(optimizer, entry, state_dtype, shape, label)
+
+
+def as_kept(
+    optimizer: Optimizer, entry: Mapping[str, Any], state_dtype: str, shape: tuple[int, ...] | None, label: str
+) -> Mapping[str, Any]:
+    """`entry` with its arrays, of `state_dtype`, as the optimizer keeps them, if they are of `shape` (None: any)."""
+    spec = optimizer.spec
+    if shape is None and state_dtype == optimizer.state_dtype:
+        return entry  # looked at when its parameter comes
+    result = dict(entry)
     for key in spec.states:
-        if key in entry:
-            _buffers.check_array(entry[key], f"{name}: state {key!r} of {label}", shape=shape, writable=False)
-    return entry
+        if key not in entry:
+            continue
+        what = f"{type(optimizer).__name__}: state {key!r} of {label}"
+        array = entry[key]
+        source, kept = _codecs.codec(state_dtype, spec.kinds[key]), optimizer._codec(key)
+        if isinstance(array, np.ndarray) and array.dtype.name == "bfloat16" and source.dtype == np.uint16:
+            array = array.view(np.uint16)
+        _buffers.check_array(array, what, shape=shape, dtypes=(source.dtype.type,), writable=False)
+        scales = entry.get(scale_name(key), np.zeros(0, np.uint16))
+        if isinstance(source, _codecs.EightBit):
+            source.check_scales(scales, f"{type(optimizer).__name__}: scales of state {key!r} of {label}", array.size)
+        if source is not kept:
+            array, scales = kept.encode(source.decode(array, scales))
+        result.pop(scale_name(key), None)
+        result[key] = array
+        if kept.has_scales:
+            result[scale_name(key)] = scales
+    return result
 
 
 def fill(optimizer: Optimizer, tensor: _Tensor, entry: Mapping[str, Any], average: Any) -> None:
@@ -187,11 +249,18 @@ def fill(optimizer: Optimizer, tensor: _Tensor, entry: Mapping[str, Any], averag
     needed = spec.states_for(spec.flags(values))
     optimizer._add_missing_states(tensor, [*needed, *(name for name in spec.states if name in entry)])
     for name, array in tensor.states.items():
-        array[...] = entry[name] if name in entry else spec.initial(name, values)
+        codec = optimizer._codec(name)
+        if name in entry:
+            codes, scales = entry[name], entry.get(scale_name(name))
+        else:
+            codes, scales = codec.encode(np.full(array.shape, spec.initial(name, values), np.float32))
+        array.view(codec.dtype)[...] = codes
+        if codec.has_scales:
+            tensor.scales[name][...] = scales
     tensor.step[...] = int(entry["step"])
     for k, name in enumerate(spec.running):
         tensor.running[k] = float(entry[name])
     if tensor.ema is not None:
-        tensor.ema[...] = tensor.array if average is None else average
+        tensor.ema[...] = tensor.values() if average is None else average
     if tensor.copy is not None:
-        optimizer._backend.copy_array(tensor.array, tensor.copy)
+        optimizer._backend.copy_array(tensor.values(), tensor.copy)

@@ -1,4 +1,4 @@
-/* float32 <-> bfloat16 and float16, one element, in integer arithmetic that vectorizes.
+/* float32 <-> bfloat16, float16 and pairs of halves, one element, in integer arithmetic that vectorizes.
  *
  * Encoding rounds to nearest, ties to even; overflow becomes infinity, NaN stays NaN. Exact for every input,
  * and independent of the flush-to-zero mode that kernels run under.
@@ -29,6 +29,16 @@ static inline uint16_t f32_to_bfloat16(float x) {
     uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     uint32_t quiet_nan = (bits >> 16) | 0x40u;
     return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
+}
+
+/* A float32 as the nearest bfloat16 and the 16 bits that it lacks: their signed difference. Halfway cases go away from
+ * zero, so that the difference fits. A NaN becomes the one whose difference is 0. */
+static inline uint16_t high_of_f32(float x) {
+    return (uint16_t)(x != x ? 0x7fc0u : (float_bits(x) + 0x8000u) >> 16);
+}
+static inline uint16_t low_of_f32(float x) { return (uint16_t)(x != x ? 0u : float_bits(x)); }
+static inline float f32_of_halves(uint16_t high, uint16_t low) {
+    return bits_float(((uint32_t)high << 16) + (uint32_t)(int32_t)(int16_t)low);
 }
 
 /* float16 has 5 exponent bits, biased by 15, and 10 bits of fraction: shifted by 13 into float32's place, the

@@ -26,7 +26,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cython.parallel cimport parallel, threadid
 from libc.math cimport INFINITY, isfinite, isinf, sqrt
-from libc.stdint cimport int64_t, uint16_t, uintptr_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, qsort
 from libc.string cimport memcmp, memcpy, memset
 
@@ -41,15 +41,26 @@ from fastopt import _buffers
 cnp.import_array()
 
 cdef extern from "kernel.h":
-    enum: MAX_STREAMS
+    enum: MAX_STATES
     enum: MAX_SCALARS
     enum: MAX_HYPERS
     enum: MAX_RUNNING
-    ctypedef void (*tile_function)(float* const*, Py_ssize_t, Py_ssize_t, const float*) noexcept nogil
+    enum: MAX_CODED_STATES
+    enum: TILE_ELEMENTS
+    enum: STATES_FLOAT32
+    enum: STATES_BFLOAT16
+    enum: STATES_8BIT
+    ctypedef struct dither:
+        uint64_t key
+        int64_t index
+        uint32_t step
+    ctypedef void (*tile_function)(
+        float*, const float*, void* const*, uint16_t* const*, Py_ssize_t, Py_ssize_t, const float*, const dither*
+    ) noexcept nogil
     ctypedef void (*scalars_function)(const double*, double, double*, float*) noexcept nogil
     ctypedef double (*trust_function)(const double*, double, double) noexcept nogil
     ctypedef struct kernel:
-        tile_function tile
+        tile_function tile[3]
         scalars_function scalars
         trust_function trust
         int n_scalars
@@ -59,6 +70,8 @@ cdef extern from "kernel.h":
         void (*decode_float16)(const uint16_t*, float*, Py_ssize_t) noexcept nogil
         void (*encode_bfloat16)(const float*, uint16_t*, Py_ssize_t) noexcept nogil
         void (*encode_float16)(const float*, uint16_t*, Py_ssize_t) noexcept nogil
+        void (*join)(const uint16_t*, const uint16_t*, float*, Py_ssize_t) noexcept nogil
+        void (*split)(const float*, uint16_t*, uint16_t*, Py_ssize_t) noexcept nogil
         void (*clip)(const float*, float*, Py_ssize_t, float, float, float) noexcept nogil
         void (*apply)(float*, const float*, Py_ssize_t, float) noexcept nogil
         void (*average)(const float*, float*, Py_ssize_t, float, float) noexcept nogil
@@ -78,11 +91,11 @@ cdef extern from "team.h":
 cdef extern from "cpu_features.h":
     int x86_64_level() noexcept nogil
 
-TILE = 1024
+TILE = TILE_ELEMENTS
 """Elements of one call of a kernel. Threads own whole tiles of a tensor."""
 
 cdef enum:
-    TILE_ELEMENTS = 1024
+    CODE_BLOCK = 64      # elements of a tensor whose 8-bit states share a scale; divides a tile
     SEGMENT_WEIGHT = 64  # what starting a segment costs, in elements; balances many small tensors
     GIL_BELOW = 16384    # elements for which releasing the GIL costs more than it gives
     NORM_BLOCK = 16384   # elements of one partial sum of a norm; a multiple of a tile
@@ -216,11 +229,16 @@ cdef class Ranges:
 # --- Running segments -------------------------------------------------------------------------------------
 
 cdef struct Segment:
-    float* streams[MAX_STREAMS]  # p, g (NULL unless it is float32), states
-    int n_streams
+    float* p                     # NULL where parameters are split
+    uint16_t* high               # the halves of split parameters
+    uint16_t* low
+    void* states[MAX_STATES + 1]  # those that the kernel uses, and the update if it gives one
+    uint16_t* scales[MAX_STATES]  # of states in 8 bits
+    int n_states
     Py_ssize_t n
     tile_function tile
     const float* scalars
+    dither random   # of states in low precision
     char* gradient  # as the caller holds it
     int storage     # of the gradient
     float* ema      # NULL unless weights are averaged
@@ -256,7 +274,7 @@ cdef inline Py_ssize_t item_size(int storage) noexcept nogil:
 cdef inline bint is_bare(const Segment* segment, const Pipeline* pipeline) noexcept nogil:
     """Whether nothing surrounds the rule."""
     return (
-        segment.storage == FLOAT32 and segment.ema == NULL and segment.copy == NULL
+        segment.storage == FLOAT32 and segment.p != NULL and segment.ema == NULL and segment.copy == NULL
         and not pipeline.clips and not pipeline.zeroes and pipeline.phase == WHOLE
     )
 
@@ -271,72 +289,86 @@ cdef void decode(
         stages.decode_float16(<const uint16_t*>source + at, out, n)
 
 
+cdef inline float* joined(
+    const Segment* segment, Py_ssize_t at, Py_ssize_t n, const tile_stages* stages, float* out
+) noexcept nogil:
+    """Parameters [at, at + n) as float32: in place, or put together in `out`."""
+    if segment.p != NULL:
+        return segment.p + at
+    stages.join(segment.high + at, segment.low + at, out, n)
+    return out
+
+
+cdef inline const float* clipped_gradient(
+    const Segment* segment, Py_ssize_t at, Py_ssize_t n, const Pipeline* pipeline, bint clips, float* out
+) noexcept nogil:
+    """Gradients [at, at + n) as the rule takes them: in place, or decoded and, if asked, clipped in `out`."""
+    cdef const float* g = <const float*>segment.gradient + at
+    if segment.storage != FLOAT32:
+        decode(pipeline.stages, segment.gradient, segment.storage, at, out, n)
+        g = out
+    if clips:
+        pipeline.stages.clip(g, out, n, pipeline.grad_scale, pipeline.clip_coefficient, pipeline.clip_value)
+        g = out
+    return g
+
+
 cdef void run_surrounded_tile(
     const Segment* segment, Py_ssize_t at, Py_ssize_t n, const Pipeline* pipeline
 ) noexcept nogil:
     """Every stage that is on, over elements [at, at + n)."""
-    cdef float decoded[TILE_ELEMENTS]
-    cdef float clipped[TILE_ELEMENTS]
-    cdef float* streams[MAX_STREAMS]
+    cdef float gradient[TILE_ELEMENTS]
+    cdef float parameters[TILE_ELEMENTS]
     cdef const tile_stages* stages = pipeline.stages
-    cdef int k
-    for k in range(segment.n_streams):
-        streams[k] = segment.streams[k] + at
-    if segment.tile != NULL and pipeline.phase == FINISH and pipeline.trust == TRUST_UPDATE:
-        stages.apply(streams[0], segment.update + at, n, segment.size)
-    elif segment.tile != NULL:
-        if segment.storage != FLOAT32:
-            decode(stages, segment.gradient, segment.storage, at, decoded, n)
-            streams[1] = decoded
-        if pipeline.clips:
-            stages.clip(
-                streams[1], clipped, n, pipeline.grad_scale, pipeline.clip_coefficient, pipeline.clip_value
+    cdef float* p = NULL
+    if segment.tile != NULL:
+        p = joined(segment, at, n, stages, parameters)
+        if pipeline.phase == FINISH and pipeline.trust == TRUST_UPDATE:
+            stages.apply(p, segment.update + at, n, segment.size)
+        else:
+            segment.tile(
+                p, clipped_gradient(segment, at, n, pipeline, pipeline.clips, gradient), segment.states,
+                segment.scales, at, n, segment.scalars, &segment.random
             )
-            streams[1] = clipped
-        segment.tile(streams, 0, n, segment.scalars)
+        if segment.p == NULL:
+            stages.split(p, segment.high + at, segment.low + at, n)
     if segment.tile != NULL and segment.ema != NULL:
-        stages.average(streams[0], segment.ema + at, n, pipeline.ema_decay, pipeline.ema_weight)
+        stages.average(p, segment.ema + at, n, pipeline.ema_decay, pipeline.ema_weight)
     if segment.tile != NULL and segment.copy != NULL:
         if pipeline.copy_storage == BFLOAT16:
-            stages.encode_bfloat16(streams[0], segment.copy + at, n)
+            stages.encode_bfloat16(p, segment.copy + at, n)
         else:
-            stages.encode_float16(streams[0], segment.copy + at, n)
+            stages.encode_float16(p, segment.copy + at, n)
     if pipeline.zeroes:
         memset(segment.gradient + at * item_size(segment.storage), 0, n * item_size(segment.storage))
 
 
 cdef void measure_block(const Segment* segment, Py_ssize_t block, const Pipeline* pipeline) noexcept nogil:
     """First pass of a trust ratio over one block: states and update if that is scaled, and the norms' sums."""
-    cdef float decoded[TILE_ELEMENTS]
-    cdef float clipped[TILE_ELEMENTS]
+    cdef float gradient[TILE_ELEMENTS]
+    cdef float parameters[TILE_ELEMENTS]
     cdef double p_lanes[LANES]
     cdef double other_lanes[LANES]
-    cdef float* streams[MAX_STREAMS]
     cdef const tile_stages* stages = pipeline.stages
     cdef Py_ssize_t at = block * NORM_BLOCK
     cdef Py_ssize_t end = min(at + NORM_BLOCK, segment.n)
     cdef Py_ssize_t n
-    cdef int k
+    cdef float* p
+    cdef const float* g
     memset(p_lanes, 0, sizeof(p_lanes))
     memset(other_lanes, 0, sizeof(other_lanes))
     while at < end:
         n = min(end - at, <Py_ssize_t>TILE_ELEMENTS)
-        for k in range(segment.n_streams):
-            streams[k] = segment.streams[k] + at
-        if segment.storage != FLOAT32:
-            decode(stages, segment.gradient, segment.storage, at, decoded, n)
-            streams[1] = decoded
-        if pipeline.clips or pipeline.trust == TRUST_GRADIENT:
-            stages.clip(
-                streams[1], clipped, n, pipeline.grad_scale, pipeline.clip_coefficient, pipeline.clip_value
-            )
-            streams[1] = clipped
-        stages.sum_squares(streams[0], n, 1.0, at % LANES, p_lanes)
+        p = joined(segment, at, n, stages, parameters)
+        g = clipped_gradient(
+            segment, at, n, pipeline, pipeline.clips or pipeline.trust == TRUST_GRADIENT, gradient
+        )
+        stages.sum_squares(p, n, 1.0, at % LANES, p_lanes)
         if pipeline.trust == TRUST_UPDATE:
-            segment.tile(streams, 0, n, segment.scalars)
+            segment.tile(p, g, segment.states, segment.scales, at, n, segment.scalars, &segment.random)
             stages.sum_squares(segment.update + at, n, 1.0, at % LANES, other_lanes)
         else:
-            stages.sum_squares(streams[1], n, 1.0, at % LANES, other_lanes)
+            stages.sum_squares(g, n, 1.0, at % LANES, other_lanes)
         at += n
     pipeline.norms[2 * (segment.first_block + block)] = fold(p_lanes)
     pipeline.norms[2 * (segment.first_block + block) + 1] = fold(other_lanes)
@@ -356,6 +388,20 @@ cdef double fold(double* lanes) noexcept nogil:
 cdef struct Position:
     Py_ssize_t segment
     Py_ssize_t element
+
+
+cdef inline uint64_t dither_key(uint64_t seed, int64_t step) noexcept nogil:
+    """What the rounding of one step draws its bits from: two rounds of SplitMix64's finalizer."""
+    cdef uint64_t x = seed
+    cdef int k
+    for k in range(2):
+        x += <uint64_t>0x9E3779B97F4A7C15
+        x = (x ^ (x >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
+        x = (x ^ (x >> 27)) * <uint64_t>0x94D049BB133111EB
+        x ^= x >> 31
+        if k == 0:
+            x ^= <uint64_t>step
+    return x
 
 
 cdef inline void put(Segment* at, const Segment* made) noexcept nogil:
@@ -411,7 +457,9 @@ cdef void run_share(
         elif is_bare(&segments[k], pipeline):
             while at < stop:
                 segments[k].tile(
-                    segments[k].streams, at, min(<Py_ssize_t>TILE_ELEMENTS, stop - at), segments[k].scalars
+                    segments[k].p + at, <const float*>segments[k].gradient + at, segments[k].states,
+                    segments[k].scales, at, min(<Py_ssize_t>TILE_ELEMENTS, stop - at), segments[k].scalars,
+                    &segments[k].random
                 )
                 at += TILE_ELEMENTS
         else:
@@ -563,9 +611,12 @@ cdef double sum_squares(
 # --- The plan ---------------------------------------------------------------------------------------------
 
 cdef struct Tensor:
-    float* p
-    float* states[MAX_STREAMS]  # in the order of the optimizer's states; NULL where it keeps none
+    void* data                   # of the parameter, or of its upper half
+    uint16_t* low                # its lower half where parameters are split
+    char* states[MAX_STATES]     # in the order of the optimizer's states; NULL where it keeps none
+    uint16_t* scales[MAX_STATES]
     Py_ssize_t n
+    int64_t index                # of its first element among all of the optimizer's
     int n_dims
     # A copy: the array's own lies beside its data, in a cache line that another thread writes at every step.
     const cnp.npy_intp* shape
@@ -582,7 +633,7 @@ cdef struct Tensor:
 cdef struct Group:
     const kernel* kernel
     int n_states
-    int states[MAX_STREAMS]  # positions in Tensor.states of the states that the kernel uses
+    int states[MAX_STATES]  # positions in Tensor.states of the states that the kernel uses
     double hyper[MAX_HYPERS]
 
 
@@ -594,12 +645,23 @@ cdef struct Active:
     PyObject* array  # the gradient; held by the plan for the length of the step
 
 
-cdef inline bint follows(const Segment* before, const Segment* after) noexcept nogil:
-    """Whether every array of `after` continues that of `before` in memory."""
+cdef inline bint follows(const Segment* before, const Segment* after, int state_size) noexcept nogil:
+    """Whether every array of `after` continues that of `before` in memory; `state_size` is in bytes an element."""
     cdef int k
-    for k in range(after.n_streams):
-        if k != 1 and before.streams[k] + before.n != after.streams[k]:
+    if state_size == 1 and before.n % CODE_BLOCK != 0:
+        return False
+    for k in range(after.n_states):
+        if <char*>before.states[k] + before.n * state_size != <char*>after.states[k]:
             return False
+        if after.scales[k] != NULL and before.scales[k] + before.n // CODE_BLOCK != after.scales[k]:
+            return False
+    if after.p != NULL:
+        if before.p + before.n != after.p:
+            return False
+    elif before.high + before.n != after.high or before.low + before.n != after.low:
+        return False
+    if state_size != 4 and before.random.index + before.n != after.random.index:
+        return False
     if before.storage != after.storage or before.gradient + before.n * item_size(before.storage) != after.gradient:
         return False
     if after.ema != NULL and before.ema + before.n != after.ema:
@@ -674,6 +736,10 @@ cdef class Plan:
     cdef double* sums
     cdef double* norms
     cdef int bfloat16_type  # NumPy's number of the bfloat16 type last seen, or -1
+    cdef int parameter_type  # NumPy's number
+    cdef int state_dtype     # STATES_FLOAT32, ...: which of a kernel's tile functions runs
+    cdef int state_size      # bytes of an element of a state
+    cdef uint64_t seed
     cdef Active* zeroable   # the gradients that were last found to be disjoint
     cdef Py_ssize_t n_zeroable
     cdef public int n_threads
@@ -720,6 +786,14 @@ cdef class Plan:
             self.pipeline.ema_weight = <float>(1.0 - <double>optimizer.ema_decay)
         self.pipeline.copy_storage = FLOAT16 if optimizer.copy_dtype == "float16" else BFLOAT16
         self.bfloat16_type = cnp.NPY_UINT16 if optimizer.grad_dtype == "bfloat16" else -1
+        self.seed = optimizer.seed
+        self.state_dtype = {
+            "float32": STATES_FLOAT32, "bfloat16": STATES_BFLOAT16, "8bit": STATES_8BIT
+        }[optimizer.state_dtype]
+        cdef bint split = optimizer.master == "split"
+        cdef int64_t index = 0
+        self.parameter_type = cnp.NPY_FLOAT32
+        self.state_size = 4
         self.arrays = [tensor.array for tensor in tensors]
         self.shapes = <cnp.npy_intp*>calloc(sum([array.ndim for array in self.arrays]) + 1, sizeof(cnp.npy_intp))
         if self.shapes == NULL:
@@ -730,8 +804,11 @@ cdef class Plan:
             t = &self.tensors[i]
             tensor = tensors[i]
             array = tensor.array
-            t.p = <float*>cnp.PyArray_DATA(array)
+            self.parameter_type = cnp.PyArray_TYPE(array)
+            t.data = cnp.PyArray_DATA(array)
             t.n = cnp.PyArray_SIZE(array)
+            t.index = index
+            index += t.n
             t.n_dims = cnp.PyArray_NDIM(array)
             t.shape = shape
             for k in range(t.n_dims):
@@ -743,6 +820,10 @@ cdef class Plan:
             array = tensor.running
             t.running = <double*>cnp.PyArray_DATA(array)
             self.written.append((tensor.array, tensor.label))
+            if split:
+                array = tensor.low
+                t.low = <uint16_t*>cnp.PyArray_DATA(array)
+                self.written.append((array, f"the lower half of {tensor.label}"))
             if tensor.ema is not None:
                 array = tensor.ema
                 t.ema = <float*>cnp.PyArray_DATA(array)
@@ -760,8 +841,13 @@ cdef class Plan:
             for k in range(len(self.state_names)):
                 if self.state_names[k] in tensor.states:
                     array = tensor.states[self.state_names[k]]
-                    t.states[k] = <float*>cnp.PyArray_DATA(array)
+                    t.states[k] = <char*>cnp.PyArray_DATA(array)
+                    self.state_size = <int>cnp.PyArray_ITEMSIZE(array)
                     self.written.append((array, f"state {self.state_names[k]!r} of {tensor.label}"))
+                if self.state_names[k] in tensor.scales:
+                    array = tensor.scales[self.state_names[k]]
+                    t.scales[k] = <uint16_t*>cnp.PyArray_DATA(array)
+                    self.written.append((array, f"scales of state {self.state_names[k]!r} of {tensor.label}"))
         self.ranges = Ranges([array for array, _ in self.written])
         self.group_values = [None] * self.n_groups
 
@@ -816,7 +902,7 @@ cdef class Plan:
         live = self.group_dicts[k]
         if self.kernels is not None:
             capsule, states, n_scalars = self.kernels[name]
-            if len(hyper) > MAX_HYPERS or len(states) + 2 > MAX_STREAMS or self.n_running > MAX_RUNNING:
+            if len(hyper) > MAX_HYPERS or len(states) > MAX_STATES or self.n_running > MAX_RUNNING:
                 raise OverflowError(f"{name}: more hyperparameters, states or running scalars than kernel.h allows")
             if n_scalars > MAX_SCALARS:
                 raise OverflowError(f"{name}: more host scalars than kernel.h allows")
@@ -890,8 +976,8 @@ cdef class Plan:
         # Not the shape's numbers: they lie beside the data, which other threads write.
         if (
             not cnp.PyArray_ISWRITEABLE(p)
-            or cnp.PyArray_DATA(p) != t.p
-            or cnp.PyArray_TYPE(p) != cnp.NPY_FLOAT32
+            or cnp.PyArray_DATA(p) != t.data
+            or cnp.PyArray_TYPE(p) != self.parameter_type
             or cnp.PyArray_NDIM(p) != t.n_dims
         ):
             _buffers.refuse_changed_parameter(self.optimizer(), i)
@@ -1017,17 +1103,26 @@ cdef class Plan:
             previous = k
             if t.n == 0:
                 continue
-            next_one.streams[0] = t.p
+            if t.low == NULL:
+                next_one.p = <float*>t.data
+            else:
+                next_one.high = <uint16_t*>t.data
+                next_one.low = t.low
             next_one.gradient = self.active[k].gradient
             next_one.storage = self.active[k].storage
-            next_one.streams[1] = <float*>next_one.gradient if next_one.storage == FLOAT32 else NULL
             for j in range(group.n_states):
-                next_one.streams[2 + j] = t.states[group.states[j]]
-            next_one.n_streams = 2 + group.n_states
+                next_one.states[j] = t.states[group.states[j]]
+                next_one.scales[j] = t.scales[group.states[j]]
+            next_one.states[group.n_states] = NULL
+            next_one.n_states = group.n_states
             next_one.n = t.n
+            if self.state_dtype != STATES_FLOAT32:
+                next_one.random.step = <uint32_t>(t.step[0] + 1)
+                next_one.random.key = dither_key(self.seed, t.step[0] + 1)
+                next_one.random.index = t.index
             next_one.ema = t.ema
             next_one.copy = t.copy
-            next_one.tile = group.kernel.tile
+            next_one.tile = group.kernel.tile[self.state_dtype]
             if trust != NO_TRUST:
                 next_one.kernel = group.kernel
                 next_one.hyper = group.hyper
@@ -1035,11 +1130,10 @@ cdef class Plan:
                 next_one.update = t.update
                 first_block += (t.n + NORM_BLOCK - 1) // NORM_BLOCK
                 if trust == TRUST_UPDATE:
-                    next_one.streams[2 + group.n_states] = t.update
-                    next_one.n_streams += 1
+                    next_one.states[group.n_states] = t.update
             next_one.scalars = scalars
             total[0] += t.n
-            if trust == NO_TRUST and made.n > 0 and made.scalars == scalars and follows(&made, &next_one):
+            if trust == NO_TRUST and made.n > 0 and made.scalars == scalars and follows(&made, &next_one, self.state_size):
                 made.n += t.n
                 continue
             if made.n:
@@ -1213,16 +1307,21 @@ def run_once(
     for k in range(chosen.n_scalars):
         if not isfinite(scalars[k]):
             return False
-    for k in range(len(arrays)):
+    for k in range(2, len(arrays)):
         array = arrays[k]
-        segment.streams[k] = <float*>cnp.PyArray_DATA(array)
-    segment.n_streams = <int>len(arrays)
+        segment.states[k - 2] = cnp.PyArray_DATA(array)
+    segment.n_states = <int>len(arrays) - 2
+    array = arrays[0]
+    segment.p = <float*>cnp.PyArray_DATA(array)
+    array = arrays[1]
+    segment.gradient = <char*>cnp.PyArray_DATA(array)
     segment.n = n
-    segment.tile = chosen.tile
+    segment.tile = chosen.tile[STATES_FLOAT32]
     segment.scalars = scalars
     segment.kernel = chosen
     segment.hyper = values
-    segment.update = segment.streams[segment.n_streams - 1]
+    if trust == "update":
+        segment.update = <float*>segment.states[segment.n_states - 1]
     pipeline.stages = <const tile_stages*>PyCapsule_GetPointer(stages, "fastopt.tile_stages")
     pipeline.trust = {None: NO_TRUST, "update": TRUST_UPDATE, "gradient": TRUST_GRADIENT}[trust]
     pipeline.grad_scale = 1.0

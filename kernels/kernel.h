@@ -8,15 +8,35 @@
 
 #include <math.h>
 #include <stddef.h>
+#include <stdint.h>
 
-/* Bounds of one kernel's streams (p, g, states) and host scalars. */
-#define MAX_STREAMS 8
+/* Bounds of one kernel's states and host scalars. */
+#define MAX_STATES 4
 #define MAX_SCALARS 32
 #define MAX_HYPERS 32
 #define MAX_RUNNING 4
+#define MAX_CODED_STATES 3 /* 20 of 64 random bits each */
 
-/* Updates elements [start, start + n) of the streams. */
-typedef void (*tile_function)(float *const *streams, ptrdiff_t start, ptrdiff_t n, const float *scalars);
+/* Elements of one call of a kernel at most. */
+#define TILE_ELEMENTS 1024
+
+/* Where a step's rounding of low-precision states takes its random bits from (state_codecs.h). */
+typedef struct {
+    uint64_t key;  /* hash of seed and step */
+    int64_t index; /* of a segment's first element among all of the optimizer's */
+    uint32_t step;
+} dither;
+
+/* How an optimizer keeps its states. */
+enum { STATES_FLOAT32, STATES_BFLOAT16, STATES_8BIT, N_STATE_DTYPES };
+
+/* Updates `n` parameters at `p`, whose gradients are at `g`, and elements [start, start + n) of the states, which are
+ * float32, bfloat16 or codes with `scales`. A kernel that gives its update writes it into the float32 stream behind
+ * the states. */
+typedef void (*tile_function)(
+    float *p, const float *g, void *const *states, uint16_t *const *scales, ptrdiff_t start, ptrdiff_t n,
+    const float *scalars, const dither *random
+);
 
 /* Computes the scalars of step number `step` (1 is the first) and advances the running ones. */
 typedef void (*scalars_function)(const double *hyper, double step, double *running, float *scalars);
@@ -25,7 +45,7 @@ typedef void (*scalars_function)(const double *hyper, double step, double *runni
 typedef double (*trust_function)(const double *hyper, double p_norm, double other_norm);
 
 typedef struct {
-    tile_function tile;
+    tile_function tile[N_STATE_DTYPES];
     scalars_function scalars;
     trust_function trust; /* NULL: none */
     int n_scalars;
@@ -37,6 +57,9 @@ typedef struct {
     void (*decode_float16)(const unsigned short *from, float *to, ptrdiff_t n);
     void (*encode_bfloat16)(const float *from, unsigned short *to, ptrdiff_t n);
     void (*encode_float16)(const float *from, unsigned short *to, ptrdiff_t n);
+    /* a float32 in two halves: bfloat16, rounded, and the 16 bits that it lacks */
+    void (*join)(const unsigned short *high, const unsigned short *low, float *to, ptrdiff_t n);
+    void (*split)(const float *from, unsigned short *high, unsigned short *low, ptrdiff_t n);
     /* to = min(max(coefficient * (scale * from), -value), value); from may be to */
     void (*clip)(const float *from, float *to, ptrdiff_t n, float scale, float coefficient, float value);
     /* p = p - size * update */
@@ -51,9 +74,16 @@ typedef struct {
  * width. */
 #define LANES 32
 
+#if defined(__GNUC__)
+#define ALIGNED_64 __attribute__((aligned(64)))
+#else
+#define ALIGNED_64
+#endif
+
 /* A pointer that no other pointer of the loop aliases: the engine refuses overlapping arrays. */
 typedef float *__restrict stream;
 typedef unsigned short *__restrict halves;
+typedef uint32_t *__restrict words;
 
 /* NaN must come out of these as NaN, and sign(-0) is +0, as in NumPy. Written so that GCC makes selections
  * of them and no branches, alone and inside one another (`tests/test_vectorized.py`). */

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _buffers, _stages, backends
+from fastopt import _buffers, _codecs, _stages, backends
 
 NAME = "reference"
 
@@ -97,16 +97,27 @@ class _Plan:
             _buffers.refuse_scalars(self._optimizer, position, int(tensor.step) + 1)
 
     def _update(self, tensor: Any, gradient: np.ndarray) -> None:
-        values = self._optimizer.param_groups[tensor.group]
-        arrays = {"p": tensor.array, "g": gradient, **tensor.states}
-        running = tensor.running if self._optimizer.spec.running else None
-        run_once(self._optimizer.spec, arrays, running, int(tensor.step) + 1, values)
+        optimizer = self._optimizer
+        spec, values, step = optimizer.spec, optimizer.param_groups[tensor.group], int(tensor.step) + 1
+        in_place = optimizer.state_dtype == "float32"
+        p = tensor.values()
+        states = tensor.states if in_place else optimizer._decoded(tensor)
+        run_once(spec, {"p": p, "g": gradient, **states}, tensor.running if spec.running else None, step, values)
+        if tensor.low is not None:
+            tensor.set_values(p)
+        for position, name in enumerate([] if in_place else spec.states_for(spec.flags(values))):
+            codec, array, scales = optimizer._codec(name), tensor.states[name], tensor.scales.get(name)
+            random = _codecs.Random(optimizer.seed, step, tensor.index, position)
+            codes, new_scales = codec.encode(states[name], random, scales)
+            array.view(codec.dtype)[...] = codes
+            if scales is not None:
+                scales[...] = new_scales
         tensor.step += 1
         if tensor.ema is not None:
-            decay = self._optimizer.ema_decay
-            tensor.ema[...] = decay * tensor.ema + (1 - decay) * tensor.array
+            decay = optimizer.ema_decay
+            tensor.ema[...] = decay * tensor.ema + (1 - decay) * p
         if tensor.copy is not None:
-            copy_array(tensor.array, tensor.copy)
+            copy_array(p, tensor.copy)
 
 
 def scalars_fit(spec: Any, step: int, running: dict[str, float], values: dict[str, Any]) -> bool:

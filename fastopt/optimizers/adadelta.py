@@ -37,6 +37,7 @@ class Adadelta(Optimizer):
     """
 
     states = {"square_avg": 0.0, "acc_delta": 0.0}
+    state_kinds = {"square_avg": "unsigned", "acc_delta": "unsigned"}
 
     def __init__(
         self,

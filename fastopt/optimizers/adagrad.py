@@ -38,6 +38,7 @@ class Adagrad(Optimizer):
     """
 
     states = {"sum": "initial_accumulator_value"}
+    state_kinds = {"sum": "unsigned"}
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class Adam(Optimizer):
     """
 
     states = {"exp_avg": 0.0, "exp_avg_sq": 0.0, "max_exp_avg_sq": 0.0}
+    state_kinds = {"exp_avg_sq": "unsigned", "max_exp_avg_sq": "unsigned"}
     optional_states = {"max_exp_avg_sq": "amsgrad"}
 
     def __init__(

@@ -38,6 +38,7 @@ class Adamax(Optimizer):
     """
 
     states = {"exp_avg": 0.0, "exp_inf": 0.0}
+    state_kinds = {"exp_inf": "unsigned"}
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class ASGD(Optimizer):
     """
 
     states = {"ax": 0.0}
+    state_kinds = {"ax": "weights"}
     derived_states = ("eta", "mu")
 
     def __init__(

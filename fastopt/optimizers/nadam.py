@@ -44,6 +44,7 @@ class NAdam(Optimizer):
     """
 
     states = {"exp_avg": 0.0, "exp_avg_sq": 0.0}
+    state_kinds = {"exp_avg_sq": "unsigned"}
     running = {"mu_product": 1.0}
 
     def __init__(

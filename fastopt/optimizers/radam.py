@@ -48,6 +48,7 @@ class RAdam(Optimizer):
     """
 
     states = {"exp_avg": 0.0, "exp_avg_sq": 0.0}
+    state_kinds = {"exp_avg_sq": "unsigned"}
 
     def __init__(
         self,

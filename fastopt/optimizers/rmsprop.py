@@ -46,6 +46,7 @@ class RMSprop(Optimizer):
     """
 
     states = {"square_avg": 0.0, "grad_avg": 0.0, "momentum_buffer": 0.0}
+    state_kinds = {"square_avg": "unsigned"}
     optional_states = {"grad_avg": "centered", "momentum_buffer": "with_momentum"}
 
     def __init__(

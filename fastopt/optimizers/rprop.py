@@ -42,6 +42,7 @@ class Rprop(Optimizer):
     """
 
     states = {"prev": 0.0, "step_size": "lr"}
+    state_kinds = {"step_size": "unsigned"}
 
     def __init__(
         self,

@@ -1,0 +1,116 @@
+/* A tile of a kernel whose states are 8-bit codes: the blocks, and what they share. The rule itself comes in as two
+ * generated functions; the codes are explained in state_codecs.h.
+ */
+#ifndef FASTOPT_CODED_TILE_H
+#define FASTOPT_CODED_TILE_H
+
+#include <string.h>
+
+#include "prefetch.h"
+#include "state_codecs.h"
+
+/* One full block: decodes the states, applies the rule, writes the new states as values and as codes under the scales
+ * they had, and ors what the codes have above their range into `overflow`. */
+typedef void (*block_function)(
+    float *p, const float *g, void *const *codes, float *const *values, float *update, const block_code *code,
+    const float *scalars, uint32_t *overflow, const code_masks *masks
+);
+
+typedef struct {
+    block_function block;
+    tile_function float32; /* the same rule on float32 states */
+    int n_states;
+    int is_signed[MAX_CODED_STATES];
+} coded_rule;
+
+/* Encodes up to 64 values of every state, the long way. */
+static void encode_states(
+    const coded_rule *rule, float *const *values, void *const *states, uint16_t *const *scales, ptrdiff_t start,
+    ptrdiff_t n, const dither *random
+) {
+    int64_t first = random->index + start;
+    uint64_t bits = dither_bits(random, first);
+    for (int k = 0; k < rule->n_states; k++)
+        encode_block(
+            values[k], n, rule->is_signed[k], dither_of_state(bits, k), lowers_now(random, first),
+            scales[k] + start / CODE_BLOCK, (uint8_t *)states[k] + start
+        );
+}
+
+static int may_be_lowered(const coded_rule *rule, void *const *states, uint16_t *const *scales, ptrdiff_t start) {
+    for (int k = 0; k < rule->n_states; k++) {
+        uint32_t smallest = rule->is_signed[k] ? SIGNED_SMALLEST_SCALE : UNSIGNED_SMALLEST_SCALE;
+        const uint8_t *codes = (const uint8_t *)states[k] + start;
+        uint32_t any = 0;
+        if (scales[k][start / CODE_BLOCK] == smallest)
+            continue;
+        for (int i = 0; i < CODE_BLOCK; i++)
+            any |= codes[i];
+        if (!(any & (rule->is_signed[k] ? 0x40u : 0x80u)))
+            return 1;
+    }
+    return 0;
+}
+
+/* `start` is a multiple of 64, and so is `n` but at the end of a tensor. */
+static void run_coded_tile(
+    const coded_rule *rule, float *p, const float *g, void *const *states, uint16_t *const *scales, ptrdiff_t start,
+    ptrdiff_t n, const float *scalars, const dither *random
+) {
+    float values[MAX_CODED_STATES][TILE_ELEMENTS] ALIGNED_64;
+    uint32_t overflow[CODE_WORDS] ALIGNED_64 = {0};
+    unsigned char took_long_way[TILE_ELEMENTS / CODE_BLOCK] = {0};
+    uint32_t any = 0;
+    block_code code[MAX_CODED_STATES];
+    void *codes[MAX_STATES];
+    float *block_values[MAX_CODED_STATES];
+    for (ptrdiff_t at = 0; at < n; at += CODE_BLOCK) {
+        ptrdiff_t length = n - at < CODE_BLOCK ? n - at : CODE_BLOCK;
+        float *update = (float *)states[rule->n_states];
+        int long_way = length < CODE_BLOCK;
+        for (int k = 0; k < rule->n_states; k++) {
+            block_values[k] = values[k] + at;
+            codes[k] = (uint8_t *)states[k] + start + at;
+            long_way |= scales[k][(start + at) / CODE_BLOCK] & FLAGGED;
+        }
+        if (update != NULL)
+            update += start + at;
+        if (long_way) {
+            took_long_way[at / CODE_BLOCK] = 1;
+            for (int k = 0; k < rule->n_states; k++)
+                decode_block(
+                    codes[k], length, rule->is_signed[k], scales[k][(start + at) / CODE_BLOCK], block_values[k]
+                );
+            for (int k = 0; k < rule->n_states; k++)
+                codes[k] = block_values[k];
+            codes[rule->n_states] = update;
+            rule->float32(p + at, g + at, codes, NULL, 0, length, scalars, random);
+            encode_states(rule, block_values, states, scales, start + at, length, random);
+            continue;
+        }
+        uint64_t bits = dither_bits(random, random->index + start + at);
+        prefetch_block_far(p + at);
+        prefetch_block_far(g + at);
+        for (int k = 0; k < rule->n_states; k++) {
+            uint32_t scale = scales[k][(start + at) / CODE_BLOCK];
+            uint32_t of_state = dither_of_state(bits, k);
+            prefetch_codes_far(codes[k]);
+            code[k] = rule->is_signed[k] ? signed_code(scale, of_state) : unsigned_code(scale, of_state);
+        }
+        rule->block(p + at, g + at, codes, block_values, update, code, scalars, overflow, &MASKS);
+    }
+    for (int i = 0; i < CODE_WORDS; i++)
+        any |= overflow[i];
+    for (ptrdiff_t at = 0; at + CODE_BLOCK <= n; at += CODE_BLOCK) {
+        int lowers = lowers_now(random, random->index + start + at);
+        if (took_long_way[at / CODE_BLOCK])
+            continue;
+        if (any & OVERFLOW_BITS || (lowers && may_be_lowered(rule, states, scales, start + at))) {
+            for (int k = 0; k < rule->n_states; k++)
+                block_values[k] = values[k] + at;
+            encode_states(rule, block_values, states, scales, start + at, CODE_BLOCK, random);
+        }
+    }
+}
+
+#endif
