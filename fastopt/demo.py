@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -155,11 +155,19 @@ class Training:
     """Median time of ``opt.step(grads)`` in microseconds."""
 
 
-def train(spec: Spec, backend: str, training: Digits, validation: Digits, epochs: int, seed: int) -> Training:
+def train(
+    spec: Spec,
+    backend: str,
+    training: Digits,
+    validation: Digits,
+    epochs: int,
+    seed: int,
+    state_dtype: Literal["float32", "bfloat16", "8bit"] = "float32",
+) -> Training:
     """Train the network with one optimizer. The seed fixes initial weights and batches for all of them."""
     params = initial_parameters(seed)
     grads = params.zeros_like()
-    opt = spec.cls(params, backend=backend, **SETTINGS.get(spec.function, {}))
+    opt = spec.cls(params, backend=backend, state_dtype=state_dtype, **SETTINGS.get(spec.function, {}))
     rng = np.random.default_rng(seed)
     n = len(training.labels)
     losses = [evaluate(params, training)[0]]
