@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import fastopt
-from fastopt import backends, demo
+from fastopt import _codecs, backends, demo
+from fastopt import _info as _info_of
 from fastopt._rule import registry
 
 FAILED = 2
@@ -60,6 +61,12 @@ def _info(_: argparse.Namespace) -> int:
     width = max(len(key) for key, _ in rows)
     for key, value in rows:
         print(f"{key:<{width}}  {', '.join(value) if isinstance(value, list) else value}")
+    print("\nstate, bytes per parameter")
+    width = max(len(spec.name) for spec in registry.values())
+    print(" " * width + "".join(f"{state_dtype:>10}" for state_dtype in _codecs.STATE_DTYPES))
+    for spec in registry.values():
+        sizes = [_info_of.state_bytes(spec, state_dtype) for state_dtype in _codecs.STATE_DTYPES]
+        print(f"{spec.name:<{width}}" + "".join(f"{size:>10.4g}" for size in sizes))
     return 0
 
 

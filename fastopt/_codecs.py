@@ -69,6 +69,11 @@ class Codec:
     dtype: np.dtype = np.dtype(np.float32)
     has_scales = False
 
+    @property
+    def bytes_per_element(self) -> float:
+        """Of memory, scales included."""
+        return self.dtype.itemsize + (2 / BLOCK if self.has_scales else 0)
+
     def n_scales(self, n: int) -> int:
         """Number of scales for `n` elements."""
         return -(-n // BLOCK) if self.has_scales else 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from fastopt import _threads, backends
+from fastopt import _codecs, _threads, backends
+from fastopt._rule import Spec
 
 __version__ = "0.1.0"
 
@@ -46,3 +47,9 @@ def info() -> Info:
         "openmp": backends.engine().OPENMP,
         "backends": list(backends.NAMES),
     }
+
+
+def state_bytes(spec: Spec, state_dtype: str) -> float:
+    """Bytes of state that an optimizer keeps for a parameter, with its default hyperparameters."""
+    flags = spec.flags({name: hyper.default for name, hyper in spec.hypers.items()})
+    return sum(_codecs.codec(state_dtype, spec.kinds[state]).bytes_per_element for state in spec.states_for(flags))

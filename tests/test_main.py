@@ -4,6 +4,9 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+import pytest
+
 import fastopt
 from fastopt._rule import registry
 
@@ -30,14 +33,28 @@ def assert_one_line_error(finished, *mentioned):
 def test_info_prints_every_key_of_info():
     finished = run("info")
     assert finished.returncode == 0, finished.stderr
-    assert [line.split()[0] for line in finished.stdout.splitlines()] == list(fastopt.info())
+    rows, _ = finished.stdout.split("\n\n")
+    assert [line.split()[0] for line in rows.splitlines()] == list(fastopt.info())
 
 
 def test_info_prints_every_value_of_info_in_one_column():
-    lines = run("info").stdout.splitlines()
+    lines = run("info").stdout.split("\n\n")[0].splitlines()
     column = max(map(len, fastopt.info())) + 2
     shown = [", ".join(value) if isinstance(value, list) else str(value) for value in fastopt.info().values()]
     assert [line[column:] for line in lines] == shown
+
+
+def test_info_tells_the_memory_of_every_optimizer_and_state_dtype():
+    title, header, *rows = run("info").stdout.split("\n\n")[1].splitlines()
+    assert title == "state, bytes per parameter"
+    assert header.split() == ["float32", "bfloat16", "8bit"]
+    assert [row.split()[0] for row in rows] == [spec.name for spec in registry.values()]
+    n = 64_000
+    for row in rows:
+        name, *sizes = row.split()
+        for state_dtype, size in zip(header.split(), sizes, strict=True):
+            optimizer = getattr(fastopt, name)(np.zeros(n, np.float32), state_dtype=state_dtype)
+            assert optimizer.state_nbytes / n == pytest.approx(float(size), rel=1e-3)
 
 
 def test_info_shows_the_instruction_set_of_the_environment():

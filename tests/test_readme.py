@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import fastopt
-from fastopt import _codegen
+from fastopt import _codecs, _codegen, _info
 from fastopt._rule import registry
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -22,7 +22,8 @@ TABLE = re.compile(r"(<!-- optimizers: .*? -->\n).*(<!-- end of optimizers -->)"
 def table():
     """The optimizers with what a step with default hyperparameters keeps and moves, in Markdown."""
     lines = [
-        "| optimizer | function | hyperparameters | state, bytes per parameter | memory moved, bytes per parameter |",
+        "| optimizer | function | hyperparameters | state, bytes per parameter: float32, bfloat16, 8bit | "
+        "memory moved, bytes per parameter |",
         "|---|---|---|---|---|",
     ]
     for spec in registry.values():
@@ -30,10 +31,13 @@ def table():
         flags = spec.flags(values)
         kernel = next(k for k in _codegen.kernels(spec) if k.name == spec.kernel_name(flags, False))
         hypers = ", ".join(f"`{name}={hyper.default!r}`" for name, hyper in spec.hypers.items())
-        states = str(4 * len(kernel.states))
+        states = ", ".join(f"{_info.state_bytes(spec, dtype):.3g}" for dtype in _codecs.STATE_DTYPES)
         if spec.optional_states:
-            needs = [f"+4 with `{spec.needed_when(state)}`" for state in spec.optional_states]
-            states += " (" + ", ".join(needs) + ")"
+            needs = []
+            for state in spec.optional_states:
+                sizes = [_codecs.codec(d, spec.kinds[state]).bytes_per_element for d in _codecs.STATE_DTYPES]
+                needs.append(f"+{', '.join(f'{size:.3g}' for size in sizes)} with `{spec.needed_when(state)}`")
+            states += " (" + "; ".join(needs) + ")"
         states += " (+4 of workspace)" * kernel.gives_update
         lines.append(f"| `{spec.name}` | `{spec.function}` | {hypers} | {states} | {kernel.bytes_moved} |")
     return "\n".join(lines) + "\n"
@@ -53,7 +57,7 @@ def test_the_examples_run():
     namespace = {"print": lambda *values: None}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert float((namespace["error"] ** 2).mean()) < 1.5
 
 
