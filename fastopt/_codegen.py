@@ -509,7 +509,7 @@ def _coded_tile(kernel: Kernel) -> str:
                     f"{state}_made |= unsigned_byte({state}_encoded, {j}, masks)",
                 ]
     body += [f"{state}_codes[i] = {state}_made" for state in kernel.states]
-    body += ["overflow[i] |= over_signed | over_unsigned >> 1"]
+    body += ["overflow[i] = over_signed | over_unsigned >> 1"]
     values = ", ".join([*kernel.streams, *kernel.temporaries, *kernel.used_scalars])
     signs = [f"{name}_rule.is_signed[{k}] = {is_signed[state]}" for k, state in enumerate(kernel.states)]
     return f"""

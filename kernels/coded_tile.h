@@ -10,7 +10,7 @@
 #include "state_codecs.h"
 
 /* One full block: decodes the states, applies the rule, writes the new states as values and as codes under the scales
- * they had, and ors what the codes have above their range into `overflow`. */
+ * they had, and into 16 words of `overflow` what the codes have above their range. */
 typedef void (*block_function)(
     float *p, const float *g, void *const *codes, float *const *values, float *update, const block_code *code,
     const float *scalars, uint32_t *overflow, const code_masks *masks
@@ -23,30 +23,31 @@ typedef struct {
     int is_signed[MAX_CODED_STATES];
 } coded_rule;
 
-/* Encodes up to 64 values of every state, the long way. */
+/* Encodes up to 64 values of every state, from element `at` of a tile on, the long way. */
 static void encode_states(
-    const coded_rule *rule, float *const *values, void *const *states, uint16_t *const *scales, ptrdiff_t start,
-    ptrdiff_t n, const dither *random
+    const coded_rule *rule, float (*values)[TILE_ELEMENTS], ptrdiff_t at, void *const *states,
+    uint16_t *const *scales, ptrdiff_t start, ptrdiff_t n, const dither *random
 ) {
-    int64_t first = random->index + start;
+    int64_t first = random->index + start + at;
     uint64_t bits = dither_bits(random, first);
+    int lowers = block_to_lower(random, first) == 0;
     for (int k = 0; k < rule->n_states; k++)
         encode_block(
-            values[k], n, rule->is_signed[k], dither_of_state(bits, k), lowers_now(random, first),
-            scales[k] + start / CODE_BLOCK, (uint8_t *)states[k] + start
+            values[k] + at, n, rule->is_signed[k], dither_of_state(bits, k), lowers,
+            scales[k] + (start + at) / CODE_BLOCK, (uint8_t *)states[k] + start + at
         );
 }
 
 static int may_be_lowered(const coded_rule *rule, void *const *states, uint16_t *const *scales, ptrdiff_t start) {
     for (int k = 0; k < rule->n_states; k++) {
         uint32_t smallest = rule->is_signed[k] ? SIGNED_SMALLEST_SCALE : UNSIGNED_SMALLEST_SCALE;
-        const uint8_t *codes = (const uint8_t *)states[k] + start;
-        uint32_t any = 0;
+        uint64_t words_of_block[CODE_BLOCK / 8], any = 0;
         if (scales[k][start / CODE_BLOCK] == smallest)
             continue;
-        for (int i = 0; i < CODE_BLOCK; i++)
-            any |= codes[i];
-        if (!(any & (rule->is_signed[k] ? 0x40u : 0x80u)))
+        memcpy(words_of_block, (const uint8_t *)states[k] + start, CODE_BLOCK);
+        for (int i = 0; i < CODE_BLOCK / 8; i++)
+            any |= words_of_block[i];
+        if (!(any & (rule->is_signed[k] ? 0x4040404040404040u : 0x8080808080808080u)))
             return 1;
     }
     return 0;
@@ -58,9 +59,9 @@ static void run_coded_tile(
     ptrdiff_t n, const float *scalars, const dither *random
 ) {
     float values[MAX_CODED_STATES][TILE_ELEMENTS] ALIGNED_64;
-    uint32_t overflow[CODE_WORDS] ALIGNED_64 = {0};
-    unsigned char took_long_way[TILE_ELEMENTS / CODE_BLOCK] = {0};
-    uint32_t any = 0;
+    uint32_t overflow[TILE_ELEMENTS / CODE_BLOCK][CODE_WORDS] ALIGNED_64;
+    uint32_t any[CODE_WORDS] ALIGNED_64 = {0}, overflows = 0;
+    ptrdiff_t n_blocks = n / CODE_BLOCK;
     block_code code[MAX_CODED_STATES];
     void *codes[MAX_STATES];
     float *block_values[MAX_CODED_STATES];
@@ -76,7 +77,8 @@ static void run_coded_tile(
         if (update != NULL)
             update += start + at;
         if (long_way) {
-            took_long_way[at / CODE_BLOCK] = 1;
+            if (length == CODE_BLOCK)
+                memset(overflow[at / CODE_BLOCK], 0, sizeof overflow[0]);
             for (int k = 0; k < rule->n_states; k++)
                 decode_block(
                     codes[k], length, rule->is_signed[k], scales[k][(start + at) / CODE_BLOCK], block_values[k]
@@ -85,7 +87,7 @@ static void run_coded_tile(
                 codes[k] = block_values[k];
             codes[rule->n_states] = update;
             rule->float32(p + at, g + at, codes, NULL, 0, length, scalars, random);
-            encode_states(rule, block_values, states, scales, start + at, length, random);
+            encode_states(rule, values, at, states, scales, start, length, random);
             continue;
         }
         uint64_t bits = dither_bits(random, random->index + start + at);
@@ -97,20 +99,24 @@ static void run_coded_tile(
             prefetch_codes_far(codes[k]);
             code[k] = rule->is_signed[k] ? signed_code(scale, of_state) : unsigned_code(scale, of_state);
         }
-        rule->block(p + at, g + at, codes, block_values, update, code, scalars, overflow, &MASKS);
+        rule->block(p + at, g + at, codes, block_values, update, code, scalars, overflow[at / CODE_BLOCK], &MASKS);
     }
+    for (ptrdiff_t block = 0; block < n_blocks; block++)
+        for (int i = 0; i < CODE_WORDS; i++)
+            any[i] |= overflow[block][i];
     for (int i = 0; i < CODE_WORDS; i++)
-        any |= overflow[i];
-    for (ptrdiff_t at = 0; at + CODE_BLOCK <= n; at += CODE_BLOCK) {
-        int lowers = lowers_now(random, random->index + start + at);
-        if (took_long_way[at / CODE_BLOCK])
-            continue;
-        if (any & OVERFLOW_BITS || (lowers && may_be_lowered(rule, states, scales, start + at))) {
-            for (int k = 0; k < rule->n_states; k++)
-                block_values[k] = values[k] + at;
-            encode_states(rule, block_values, states, scales, start + at, CODE_BLOCK, random);
+        overflows |= any[i];
+    if (overflows & OVERFLOW_BITS)
+        for (ptrdiff_t block = 0; block < n_blocks; block++) {
+            uint32_t over = 0;
+            for (int i = 0; i < CODE_WORDS; i++)
+                over |= overflow[block][i];
+            if (over & OVERFLOW_BITS)
+                encode_states(rule, values, block * CODE_BLOCK, states, scales, start, CODE_BLOCK, random);
         }
-    }
+    ptrdiff_t looked_at = block_to_lower(random, random->index + start);
+    if (looked_at < n_blocks && may_be_lowered(rule, states, scales, start + looked_at * CODE_BLOCK))
+        encode_states(rule, values, looked_at * CODE_BLOCK, states, scales, start, CODE_BLOCK, random);
 }
 
 #endif

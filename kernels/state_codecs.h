@@ -279,9 +279,9 @@ static void encode_block(
         encode_block_of(0, values, n, random, lowers, scale, codes);
 }
 
-/* Whether this step looks at the block of `first` for a lower scale. */
-static inline int lowers_now(const dither *random, int64_t first) {
-    return ((uint64_t)first / CODE_BLOCK + random->step) % LOWERED_EVERY == 0;
+/* Which of 16 blocks in a row, the first of which starts at element `first`, this step looks at for a lower scale. */
+static inline ptrdiff_t block_to_lower(const dither *random, int64_t first) {
+    return (ptrdiff_t)(0u - ((uint32_t)((uint64_t)first / CODE_BLOCK) + random->step)) & (LOWERED_EVERY - 1);
 }
 
 #endif
