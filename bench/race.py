@@ -1,0 +1,280 @@
+"""A race: every contestant of one workload in turn, round after round, so that a drifting machine favours none.
+
+Results are compared before any time counts. What a block of steps is made of was measured on two cores (fastopt
+0.1.0, torch 2.13, Adam of 1e5 and 1e6):
+
+- fastopt, torch and DeepSpeed link libgomp under one name, so a process has one pool of threads for all of them.
+  Another pool (XLA's) sleeps through the others' blocks; libgomp's spins for some milliseconds after each of its
+  regions and would take the other's core. Hence the pause.
+- A change of sides is felt: the first step takes 1 ms where the others take 0.06, and caches hold the other's
+  arrays for a millisecond more. Hence the warm-up.
+- A thread that loses its core to another process keeps its team spinning for whole time slices: 8 ms a step where
+  0.025 is normal, or 16 where 5 is, and with quartiles as close as on a quiet machine. So rounds in which others
+  took processor time are run again, as far as the time goes.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bench import ours, probe
+from bench.buffers import Buffers, largest_difference
+from bench.peers import Contestant, Peer
+from bench.samples import seconds
+from bench.workloads import Mode, Workload
+
+PAUSE = 0.004
+WARM_UP = 0.005
+BLOCK = 0.020
+READING = 0.0005
+"""Seconds: sleep before a block, its unmeasured steps, its measured steps, steps between readings of the clock."""
+LONGEST_FADE = 300
+"""Steps of a block at most where gradients are used up: Adam's mean would fade into the subnormals after 800."""
+CHECKED_STEPS = 8
+"""RAdam rectifies from the sixth on."""
+CHECKED_STEPS_LARGE = 2
+LARGE = 2 * 10**6
+"""Parameters from which two steps are compared."""
+MOST_ULP = 32.0
+"""Difference in ULP of a parameter after the checked steps from which times do not count: 2 for either side and step
+say that both computed the same, not how well."""
+SLOW_STEP = 0.1
+SLOW_ROUNDS = 3
+"""A contestant whose step takes longer than that many seconds sits out the rounds after so many."""
+
+
+@dataclass
+class Measured:
+    """What one contestant did in a race."""
+
+    times: list[float]
+    """Seconds a step, one for every round that it took part in."""
+    version: str
+    bytes_per_parameter: float
+    ulp: float | None = None
+    """Largest difference from fastopt after the checked steps."""
+    disturbed: bool = False
+    """Whether others took processor time in most rounds."""
+
+
+@dataclass
+class Outcome:
+    """Of one race: who was measured, and why others were not."""
+
+    measured: dict[str, Measured] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+class Pace:
+    """Seconds a step that contestants took so far, to foretell larger sizes."""
+
+    SMALL = 50_000
+    """Parameters under which a step is mostly overhead, and says nothing of larger ones."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def note(self, name: str, workload: Workload, step_seconds: float) -> None:
+        self.known[name, workload.title] = (workload.n, step_seconds)
+
+    def foretold(self, name: str, workload: Workload) -> float | None:
+        """Seconds of a step, in proportion to the size last seen; None where nothing is known."""
+        n, step_seconds = self.known.get((name, workload.title), (0, 0.0))
+        return step_seconds * max(1.0, workload.n / n) if n >= self.SMALL or 0 < n >= workload.n else None
+
+
+def block(contestant: Contestant, buffers: Buffers, length: float = BLOCK) -> float:
+    """Seconds a step: the median over the readings of one block."""
+    step = contestant.step
+    fades = contestant.uses_up_gradients
+    if fades:
+        buffers.reset_gradients()
+    time.sleep(PAUSE)
+    most = LONGEST_FADE // 3 if fades else 1 << 62
+    n_warm = 0
+    start = now = time.perf_counter()
+    while (now - start < WARM_UP and n_warm < most) or n_warm < 1:
+        step()
+        n_warm += 1
+        now = time.perf_counter()
+    n_steps = max(1, round(READING * n_warm / (now - start)))
+    if fades:
+        buffers.reset_gradients()
+        n_steps = min(n_steps, LONGEST_FADE // 10)
+    readings = []
+    taken = 0
+    start = last = time.perf_counter()
+    while last - start < length and taken < LONGEST_FADE if fades else last - start < length:
+        for _ in range(n_steps):
+            step()
+        now = time.perf_counter()
+        readings.append((now - last) / n_steps)
+        last = now
+        taken += n_steps
+    return statistics.median(readings)
+
+
+def cpu_seconds_of_others() -> float:
+    """Seconds that the processors have spent on other processes and other machines; 0 where Linux does not tell."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            fields = file.readline().split()[1:]
+    except OSError:
+        return 0.0
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+
+
+def available_memory() -> float:
+    """Bytes that can still be had; infinite where Linux does not tell."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(1024.0 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return float("inf")
+
+
+class Race:
+    """One workload, its contestants and their rounds."""
+
+    def __init__(self, workload: Workload, peers: Mapping[str, Peer], mode: Mode, pace: Pace) -> None:
+        self.workload = workload
+        self.peers = peers
+        self.mode = mode
+        self.pace = pace
+        self.outcome = Outcome()
+
+    def foretold_seconds(self) -> float:
+        """How long the race will take, roughly."""
+        n = self.workload.n
+        own = n * self.workload.bytes_per_parameter / 20e9
+        total = 0.2 + n * 8e-9
+        for name in [ours.NAME, ours.PROBE, *self._willing()]:
+            step = self.pace.foretold(name, self.workload) or own * 1.5
+            rounds = self._rounds_of(step)
+            total += rounds * (PAUSE + max(WARM_UP, step) + max(BLOCK, step)) + CHECKED_STEPS_LARGE * step
+        return total
+
+    def _rounds_of(self, step_seconds: float) -> int:
+        return min(SLOW_ROUNDS, self.mode.rounds) if step_seconds > SLOW_STEP else self.mode.rounds
+
+    def _willing(self) -> list[str]:
+        """Peers that take part, as far as can be told before; reasons of those who would but cannot are noted."""
+        willing = []
+        for name, peer in self.peers.items():
+            if peer.refuses(self.workload) is not None:
+                continue
+            step = self.pace.foretold(name, self.workload)
+            if step is not None and step > self.mode.step_limit:
+                limit = f"{self.mode.step_limit:g} s"
+                self.outcome.left_out[name] = f"a step would take about {seconds(step)}, over this run's limit of {limit}"
+            else:
+                willing.append(name)
+        return willing
+
+    def run(self) -> Outcome:
+        """Measure; a contestant that fails or disagrees is left out with its reason."""
+        willing = self._willing()
+        need = self.workload.footprint * 2.5
+        if need > 0.8 * available_memory():
+            reason = f"needs {need / 2**30:.1f} GiB of memory"
+            self.outcome.left_out |= dict.fromkeys([ours.NAME, ours.PROBE, *willing], reason)
+            return self.outcome
+        buffers = Buffers(self.workload)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            contestants = self._prepare(willing, buffers)
+            buffers.reset()
+            self._take_turns(contestants, buffers)
+        return self.outcome
+
+    # --- Before the start
+
+    def _prepare(self, willing: list[str], buffers: Buffers) -> dict[str, Contestant]:
+        """Contestants whose results agree with fastopt's."""
+        workload = self.workload
+        mine, moved = ours.prepare(workload, buffers)
+        expected = self._steps(mine, buffers)
+        contestants = {ours.NAME: mine}
+        self.outcome.measured[ours.NAME] = Measured([], ours.version(), moved)
+        for name in willing:
+            peer = self.peers[name]
+            buffers.reset()
+            try:
+                peer.set_threads(workload.n_threads)
+                contestant = peer.prepare(workload, buffers)
+                ulp = largest_difference(expected, self._steps(contestant, buffers))
+                contestant.adopt()
+                version = peer.version()
+            except Exception as error:  # a peer's failure is its own
+                text = str(error).strip().splitlines() or [""]
+                self.outcome.left_out[name] = f"failed: {type(error).__name__}: {text[0][:200]}"
+                continue
+            if ulp > MOST_ULP:
+                self.outcome.left_out[name] = f"disagrees: {ulp:.3g} ULP from fastopt, {MOST_ULP:g} allowed"
+                continue
+            contestants[name] = contestant
+            self.outcome.measured[name] = Measured([], version, workload.bytes_per_parameter, ulp)
+        if workload.is_tail:
+            contestants[ours.ALONE] = ours.prepare_alone(workload, buffers)
+            alone = workload.bytes_per_parameter - 18
+            self.outcome.measured[ours.ALONE] = Measured([], ours.version(), alone)
+        buffers.reset()
+        contestants[ours.PROBE], moved_by_probe = probe.prepare(workload, buffers)
+        self.outcome.measured[ours.PROBE] = Measured([], ours.version(), moved_by_probe)
+        return contestants
+
+    def _steps(self, contestant: Contestant, buffers: Buffers) -> list:
+        """A sample of the parameters after the checked steps."""
+        for _ in range(CHECKED_STEPS if self.workload.n < LARGE else CHECKED_STEPS_LARGE):
+            if contestant.uses_up_gradients:
+                buffers.reset_gradients()
+            contestant.step()
+        return buffers.sample(contestant.params())
+
+    # --- The rounds
+
+    def _take_turns(self, contestants: dict[str, Contestant], buffers: Buffers) -> None:
+        rounds: list[tuple[bool, dict[str, float]]] = []
+        last: dict[str, float] = {}
+        gc.collect()
+        gc.disable()
+        try:
+            while self._goes_on(rounds):
+                start, before = time.perf_counter(), cpu_seconds_of_others()
+                taken = {}
+                for name, contestant in contestants.items():
+                    if name in last and len(rounds) >= self._rounds_of(last[name]):
+                        continue
+                    taken[name] = last[name] = block(contestant, buffers)
+                    if contestant.leaves_garbage:
+                        buffers.reset()
+                    elif contestant.uses_up_gradients:
+                        buffers.reset_gradients()
+                others = cpu_seconds_of_others() - before
+                quiet = others < 0.02 + 0.05 * (time.perf_counter() - start)  # the kernel counts in steps of 0.01
+                rounds.append((quiet, taken))
+        finally:
+            gc.enable()
+        quiet_ones = [taken for quiet, taken in rounds if quiet]
+        disturbed = 2 * len(quiet_ones) < self.mode.rounds
+        chosen = [taken for _, taken in rounds] if disturbed else quiet_ones
+        for name, measured in self.outcome.measured.items():
+            measured.times = [taken[name] for taken in chosen if name in taken]
+            if not measured.times:  # it sat out all quiet rounds
+                measured.times = [taken[name] for _, taken in rounds if name in taken]
+            measured.disturbed = disturbed
+            self.pace.note(name, self.workload, min(measured.times))
+
+    def _goes_on(self, rounds: list[tuple[bool, dict[str, float]]]) -> bool:
+        """Until enough rounds were quiet; at most half as many again take the place of others."""
+        quiet = sum(was_quiet for was_quiet, _ in rounds)
+        return quiet < self.mode.rounds and len(rounds) < self.mode.rounds * 3 // 2
+
+
