@@ -43,7 +43,8 @@ def text(run: Results) -> str:
     machine = run.machine
     intro = (
         f"{machine['cpus']} processors of a {machine['processor']} ({machine['fastopt']['isa']}), "
-        f"{machine['fastopt']['n_threads']} threads each, rounds interleaved on the same arrays, medians. Peers: {peers}."
+        f"{machine['fastopt']['n_threads']} threads each, rounds interleaved on the same arrays, "
+        f"medians. Peers: {peers}."
     )
     single = [cell for title, label in STEPS if (cell := run.cell(f"curves/{title}/{label}"))]
     many = [cell for name in MODELS if (cell := run.cell(f"models/Adam/{name}"))]
@@ -99,11 +100,13 @@ def _sentence(run: Results) -> str:
     shares = sorted(share.median for cell in large if (share := cell.share_of_probe))
     behind = list(dict.fromkeys(cell.workload for cell, _ in report.behind(run)))
     words = (
-        f"From 10 million parameters on, steps move {short(speeds[0])} to {short(speeds[-1])} GB/s; the {PROBE}, a kernel "
-        f"that moves the same bytes without arithmetic, {short(roofs[0])} to {short(roofs[-1])}: fastopt reaches "
+        f"From 10 million parameters on, steps move {short(speeds[0])} to {short(speeds[-1])} GB/s; the {PROBE}, a "
+        f"kernel that moves these bytes without arithmetic, {short(roofs[0])} to {short(roofs[-1])}: fastopt reaches "
         f"{shares[0]:.0%} to {shares[-1]:.0%} of it. "
     )
     if not behind:
         return words + f"No peer was faster in any of {len(run.cells)} workloads."
     link = f"[report](bench/results/{MAIN}/{report.FILE})"
-    return words + f"In {len(behind)} of {len(run.cells)} workloads a peer or the probe is ahead; the {link} names each."
+    return (
+        words + f"In {len(behind)} of {len(run.cells)} workloads a peer or the probe is ahead; the {link} names each."
+    )

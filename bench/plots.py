@@ -115,7 +115,9 @@ def _mark_caches(axes: Any, results: Results, bytes_per_parameter: int, n_thread
         n = size / bytes_per_parameter
         if low < n < high:
             axes.axvline(n, color="0.7", linewidth=1, linestyle=(0, (1, 2)), zorder=1)
-            words = f"L{cache['level']} {size // 1024} KiB" if size < 2**20 else f"L{cache['level']} {size / 2**20:.0f} MiB"
+            words = (
+                f"L{cache['level']} {size // 1024} KiB" if size < 2**20 else f"L{cache['level']} {size / 2**20:.0f} MiB"
+            )
             axes.annotate(
                 words, (n, 1.0), xycoords=("data", "axes fraction"), xytext=(2, -3), textcoords="offset points",
                 rotation=90, va="top", fontsize=8, color="0.4",

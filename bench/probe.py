@@ -54,7 +54,7 @@ class Probe0(_Probe):
 class Probe1(_Probe):
     """Reads three streams, writes two."""
 
-    states = {"a": 0.0}  # noqa: RUF012
+    states = {"a": 0.0}
 
     @staticmethod
     def rule(p, g, a):
@@ -71,7 +71,7 @@ class Probe1(_Probe):
 class Probe2(_Probe):
     """Reads four streams, writes three."""
 
-    states = {"a": 0.0, "b": 0.0}  # noqa: RUF012
+    states = {"a": 0.0, "b": 0.0}
 
     @staticmethod
     def rule(p, g, a, b):
@@ -89,7 +89,7 @@ class Probe2(_Probe):
 class Probe3(_Probe):
     """Reads five streams, writes four."""
 
-    states = {"a": 0.0, "b": 0.0, "c": 0.0}  # noqa: RUF012
+    states = {"a": 0.0, "b": 0.0, "c": 0.0}
 
     @staticmethod
     def rule(p, g, a, b, c):

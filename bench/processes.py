@@ -71,9 +71,7 @@ def growth(function: str, hypers: Hypers) -> tuple[dict[str, float], dict[str, l
         seconds = (time.perf_counter() - start) / 6
     del peaks[0]
     kinds = [kind for kind in peaks[0] if kind in peaks[1]]
-    per_parameter = {
-        kind: (peaks[1][kind] - peaks[0][kind]) / (MEMORY_SIZES[1] - MEMORY_SIZES[0]) for kind in kinds
-    }
+    per_parameter = {kind: (peaks[1][kind] - peaks[0][kind]) / (MEMORY_SIZES[1] - MEMORY_SIZES[0]) for kind in kinds}
     return per_parameter, {kind: [peak[kind] for peak in peaks] for kind in kinds}, seconds
 
 

@@ -31,9 +31,8 @@ from bench.workloads import Mode, Workload
 
 PAUSE = 0.004
 WARM_UP = 0.005
-BLOCK = 0.020
 READING = 0.0005
-"""Seconds: sleep before a block, its unmeasured steps, its measured steps, steps between readings of the clock."""
+"""Seconds: sleep before a block, its unmeasured steps, steps between readings of the clock."""
 LONGEST_FADE = 300
 """Steps of a block at most where gradients are used up: Adam's mean would fade into the subnormals after 800."""
 CHECKED_STEPS = 8
@@ -89,7 +88,7 @@ class Pace:
         return step_seconds * max(1.0, workload.n / n) if n >= self.SMALL or 0 < n >= workload.n else None
 
 
-def block(contestant: Contestant, buffers: Buffers, length: float = BLOCK) -> float:
+def block(contestant: Contestant, buffers: Buffers, length: float) -> float:
     """Seconds a step: the median over the readings of one block."""
     step = contestant.step
     fades = contestant.uses_up_gradients
@@ -158,7 +157,7 @@ class Race:
         for name in [ours.NAME, ours.PROBE, *self._willing()]:
             step = self.pace.foretold(name, self.workload) or own * 1.5
             rounds = self._rounds_of(step)
-            total += rounds * (PAUSE + max(WARM_UP, step) + max(BLOCK, step)) + CHECKED_STEPS_LARGE * step
+            total += rounds * (PAUSE + max(WARM_UP, step) + max(self.mode.block, step)) + CHECKED_STEPS_LARGE * step
         return total
 
     def _rounds_of(self, step_seconds: float) -> int:
@@ -173,7 +172,9 @@ class Race:
             step = self.pace.foretold(name, self.workload)
             if step is not None and step > self.mode.step_limit:
                 limit = f"{self.mode.step_limit:g} s"
-                self.outcome.left_out[name] = f"a step would take about {seconds(step)}, over this run's limit of {limit}"
+                self.outcome.left_out[name] = (
+                    f"a step would take about {seconds(step)}, over this run's limit of {limit}"
+                )
             else:
                 willing.append(name)
         return willing
@@ -252,7 +253,9 @@ class Race:
                 for name, contestant in contestants.items():
                     if name in last and len(rounds) >= self._rounds_of(last[name]):
                         continue
-                    taken[name] = last[name] = block(contestant, buffers)
+                    if self.workload.section == "hard":  # who flushes subnormals leaves the next one none
+                        buffers.reset()
+                    taken[name] = last[name] = block(contestant, buffers, self.mode.block)
                     if contestant.leaves_garbage:
                         buffers.reset()
                     elif contestant.uses_up_gradients:
@@ -276,5 +279,3 @@ class Race:
         """Until enough rounds were quiet; at most half as many again take the place of others."""
         quiet = sum(was_quiet for was_quiet, _ in rounds)
         return quiet < self.mode.rounds and len(rounds) < self.mode.rounds * 3 // 2
-
-

@@ -85,7 +85,9 @@ def _machine(results: Results) -> str:
 def noisy(results: Results) -> list[str]:
     """Warnings about the machine."""
     found = []
-    cells = [cell.workload for cell in results.cells if cell.is_noisy and cell.info["section"] not in ("cold", "memory")]
+    cells = [
+        cell.workload for cell in results.cells if cell.is_noisy and cell.info["section"] not in ("cold", "memory")
+    ]
     if cells:
         found.append(
             f"in {len(cells)} of {len(results.cells)} workloads fastopt's rounds spread by more than {NOISY:.0%} or "
@@ -106,16 +108,14 @@ def behind(results: Results) -> list[tuple[Cell, str]]:
     """Every workload where a peer is faster, or, from `LARGE` parameters on, the probe by more than the goal."""
     sections = ("curves", "models", "tail", "hard", "threads", "states")
     return [
-        (cell, shortfall)
-        for cell in results.cells
-        if cell.info["section"] in sections
-        for shortfall in cell.shortfalls
+        (cell, shortfall) for cell in results.cells if cell.info["section"] in sections for shortfall in cell.shortfalls
     ]
 
 
 def _behind(results: Results) -> str:
     found = behind(results)
-    goal = f"ahead of the fastest peer everywhere, and from {size_name(LARGE)} parameters on at {GOAL:.0%} of the probe or more"
+    share = f"from {size_name(LARGE)} parameters on at {GOAL:.0%} of the probe or more"
+    goal = f"ahead of the fastest peer everywhere, and {share}"
     if not found:
         return f"## Where fastopt is behind\n\nNowhere. The goal: {goal}."
     rows = [(cell.workload + (" (noisy)" if cell.is_noisy else ""), shortfall) for cell, shortfall in found]
@@ -159,14 +159,14 @@ def _curves(results: Results) -> str:
         name = plots.name_of(title)
         picture = f"![{title}]({name}.png)\n\n" if len(cells) >= plots.FEWEST else ""
         rows = [_row(cell, cell.info["label"]) for cell in cells]
-        parts.append(f"### {title}: {moved:g} bytes a parameter\n\n{picture}" + table(("parameters", *_HEADER[1:]), rows))
+        parts.append(
+            f"### {title}: {moved:g} bytes a parameter\n\n{picture}" + table(("parameters", *_HEADER[1:]), rows)
+        )
         names = list(dict.fromkeys(name for cell in cells for name in cell.entries if name not in (NAME, PROBE, ALONE)))
         if names:
             columns = [NAME, PROBE, *names]
             for unit, value in (("ns per parameter", "ns_per_parameter"), ("GB/s", "gb_per_s")):
-                body = [
-                    [cell.info["label"], *(_of(cell, column, value) for column in columns)] for cell in cells
-                ]
+                body = [[cell.info["label"], *(_of(cell, column, value) for column in columns)] for cell in cells]
                 parts.append(table((unit, *columns), body))
     return "\n\n".join(parts)
 

@@ -3,10 +3,10 @@
 import importlib.util
 
 import pytest
+
 from bench import processes
 from bench.suite import CLOCK
 from bench.workloads import MOMENTUM
-
 from fastopt._rule import registry
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK.read)

@@ -1,6 +1,7 @@
 """Every contestant of every workload: measured in one race, entered into pytest-benchmark one by one."""
 
 import pytest
+
 from bench.suite import CLOCK, info_of
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK.read)

@@ -221,11 +221,13 @@ class Mode:
     models: tuple[str, ...]
     hard: tuple[tuple[str, Hypers], ...] = (("adam", ()),)
     thread_sizes: tuple[int, ...] = (10**7,)
+    block: float = 0.020
+    """Seconds of measured steps of a contestant in a round."""
     builds_peers: bool = False
     """Whether peers may build themselves first, for minutes."""
 
 
-_QUICK = tuple(2**k for k in range(8, 25, 4))
+_QUICK = tuple(2**k for k in range(8, 21, 4))
 _SIZES = tuple(2**k for k in range(8, 27, 2))
 TINY = 16
 PROMISED = (TINY, 10**3, 10**5, 10**7)
@@ -233,7 +235,7 @@ LARGEST = 5 * 10**7
 PROMISED_LARGE = ("adam", "adamw", "sgd", "adagrad")
 """Optimizers that torch fuses: measured at `LARGEST`, too."""
 MODES = {
-    "quick": Mode(88, 5, _QUICK, (("adam", ()), ("sgd", MOMENTUM)), 0.1, ("small MLP", "1,000 x 64")),
+    "quick": Mode(88, 5, _QUICK, (("adam", ()), ("sgd", MOMENTUM)), 0.05, ("small MLP", "1,000 x 64"), block=0.01),
     "default": Mode(
         540,
         7,

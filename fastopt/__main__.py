@@ -121,7 +121,14 @@ def _add_bench(commands: Any) -> None:
         "every peer that is installed and a probe that moves the same bytes; write results.json, report.md and plots.",
     )
     add = parser.add_argument
-    add("--output", type=Path, default=Path("fastopt-bench"), metavar="DIR", help="folder to write (default: %(default)s)")
+    default = " (default: %(default)s)"
+    add(
+        "--output",
+        type=Path,
+        default=Path("fastopt-bench"),
+        metavar="DIR",
+        help=f"folder to write{default}",
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--quick", dest="mode", action="store_const", const="quick", help="two minutes instead of ten")
     length.add_argument("--full", dest="mode", action="store_const", const="full", help="everything, half an hour")
@@ -130,7 +137,7 @@ def _add_bench(commands: Any) -> None:
     add("--sizes", nargs="+", type=_size, metavar="N", help="the curves at these numbers of parameters alone, as 2^16")
     add("--peers", nargs="*", type=str.lower, metavar="NAME", help="these alone (default: every one that is installed)")
     add("--threads", nargs="+", type=_threads, metavar="N", help="the largest everywhere, all of them for the scaling")
-    add("--backend", default="cpu", choices=("cpu",), help="of fastopt (default: %(default)s)")
+    add("--backend", default="cpu", choices=("cpu",), help=f"of fastopt{default}")
     add("--check", action="store_true", help="exit code 1 if a promise of fastopt fell short")
     parser.set_defaults(run=lambda arguments: _bench(arguments, parser), mode="default")
     compare = parser.add_subparsers(title="commands", metavar="COMMAND").add_parser(

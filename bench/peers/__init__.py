@@ -94,4 +94,6 @@ def no_extras(workload: Workload) -> str | None:
         return f"runs on the CPU, not on {workload.backend}"
     if workload.is_tail:
         return "no calls for the whole tail"
+    if workload.form == "FlatBuffer":
+        return "its tensors are those of the list"
     return "keeps float32 states alone" if workload.section == "states" else None
