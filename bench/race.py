@@ -251,7 +251,7 @@ class Race:
                 start, before = time.perf_counter(), cpu_seconds_of_others()
                 taken = {}
                 for name, contestant in contestants.items():
-                    if name in last and len(rounds) >= self._rounds_of(last[name]):
+                    if last.get(name, 0.0) > SLOW_STEP and len(rounds) >= SLOW_ROUNDS:
                         continue
                     if self.workload.section == "hard":  # who flushes subnormals leaves the next one none
                         buffers.reset()

@@ -167,7 +167,7 @@ def size_name(n: int) -> str:
         return f"2^{n.bit_length() - 1}"
     mantissa, exponent = f"{n:e}".split("e")
     short = f"{float(mantissa):g}e{int(exponent)}"
-    return short if n >= 1000 and float(short) == n else str(n)
+    return short if n >= 1000 and float(short) == n and len(short) <= 5 else str(n)
 
 
 def gpt2_small() -> list[Shape]:
