@@ -139,6 +139,12 @@ def available_memory() -> float:
         return float("inf")
 
 
+def _failure(error: Exception) -> str:
+    """Its first line, for the report."""
+    text = str(error).strip().splitlines() or [""]
+    return f"failed: {type(error).__name__}: {text[0][:200]}"
+
+
 class Race:
     """One workload, its contestants and their rounds."""
 
@@ -187,6 +193,7 @@ class Race:
             reason = f"needs {need / 2**30:.1f} GiB of memory"
             self.outcome.left_out |= dict.fromkeys([ours.NAME, ours.PROBE, *willing], reason)
             return self.outcome
+        gc.collect()  # the arrays of the race before
         buffers = Buffers(self.workload)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -214,8 +221,7 @@ class Race:
                 contestant.adopt()
                 version = peer.version()
             except Exception as error:  # a peer's failure is its own
-                text = str(error).strip().splitlines() or [""]
-                self.outcome.left_out[name] = f"failed: {type(error).__name__}: {text[0][:200]}"
+                self.outcome.left_out[name] = _failure(error)
                 continue
             if ulp > MOST_ULP:
                 self.outcome.left_out[name] = f"disagrees: {ulp:.3g} ULP from fastopt, {MOST_ULP:g} allowed"
@@ -227,8 +233,11 @@ class Race:
             alone = workload.bytes_per_parameter - 18
             self.outcome.measured[ours.ALONE] = Measured([], ours.version(), alone)
         buffers.reset()
-        contestants[ours.PROBE], moved_by_probe = probe.prepare(workload, buffers)
-        self.outcome.measured[ours.PROBE] = Measured([], ours.version(), moved_by_probe)
+        try:
+            contestants[ours.PROBE], moved_by_probe = probe.prepare(workload, buffers)
+            self.outcome.measured[ours.PROBE] = Measured([], ours.version(), moved_by_probe)
+        except Exception as error:  # no compiler: setuptools has an exception for every kind
+            self.outcome.left_out[ours.PROBE] = _failure(error)
         return contestants
 
     def _steps(self, contestant: Contestant, buffers: Buffers) -> list:

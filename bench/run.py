@@ -75,7 +75,8 @@ def _measure(arguments: Sequence[str], log: Path) -> int:
     """Run the suite in a process of its own, its output into `log`, its progress on the terminal."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    fixed = ["-p", "no:cacheprovider", "-p", "no:randomly", "-q", "-s", "-rs", "--benchmark-only", "--benchmark-quiet"]
+    fixed = ["-p", "no:cacheprovider", "-q", "-s", "-rs", "--benchmark-only", "--benchmark-quiet"]
+    fixed += ["-W", "ignore"]  # a peer's warnings are its own
     command = [sys.executable, "-m", "pytest", str(ROOT / "bench"), f"--rootdir={ROOT}", *fixed, "--bench-progress"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with (

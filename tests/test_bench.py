@@ -18,14 +18,14 @@ import pytest
 bench = pytest.importorskip("bench", reason="the benchmark lies in the source checkout alone")
 
 import fastopt
-from bench import compare, figures, machine, peers, plots, probe, promises, race, report  # noqa: E402
-from bench import results as bench_results  # noqa: E402
-from bench.buffers import Buffers, largest_difference  # noqa: E402
-from bench.peers import numpy_reference  # noqa: E402
-from bench.samples import Sample, changed, ratio, seconds  # noqa: E402
-from bench.workloads import MODELS, MODES, MOMENTUM, Mode, Workload, _strings, size_name, workloads  # noqa: E402
-from fastopt import __main__ as command_line  # noqa: E402
-from fastopt._rule import registry  # noqa: E402
+from bench import compare, figures, machine, peers, plots, probe, promises, race, report
+from bench import results as bench_results
+from bench.buffers import Buffers, largest_difference
+from bench.peers import numpy_reference
+from bench.samples import Sample, changed, ratio, seconds
+from bench.workloads import MODELS, MODES, MOMENTUM, Mode, Workload, _strings, size_name, workloads
+from fastopt import __main__ as command_line
+from fastopt._rule import registry
 
 SMALL = Workload("curves", "adam", "256", ((256,),), fastopt.get_num_threads())
 BRIEF = Mode(60, 2, (256,), (), 0.1, (), block=0.001)
@@ -289,6 +289,19 @@ def test_buffers_are_as_before_the_first_step_after_a_reset(form):
 
 
 # --- Peers
+
+
+@pytest.mark.parametrize("name", ["torch-fused", "torch-foreach"])
+def test_torch_keeps_its_states_in_the_buffers(name):
+    pytest.importorskip("torch")
+    workload = Workload("curves", "adam", "256", ((256,),), 1)
+    buffers = Buffers(workload)
+    contestant = peers.load(name).prepare(workload, buffers)
+    contestant.step()
+    contestant.adopt()
+    buffers.reset()
+    contestant.step()
+    assert np.allclose(buffers.states["exp_avg"][0], 0.1 * buffers.grads[0])
 
 
 def test_no_peer_is_imported_before_it_is_asked_for():
