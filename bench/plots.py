@@ -65,7 +65,8 @@ def draw(title: str, cells: Sequence[Cell], results: Results, folder: Path) -> l
             axes.set_ylabel(label)
             axes.grid(color="0.92")
             axes.spines[["top", "right"]].set_visible(False)
-            _mark_caches(axes, results, 4 * (2 + info["states"]), info["threads"])
+        for axes, place in ((left, "top"), (right, "bottom")):  # where no curve runs
+            _mark_caches(axes, results, 4 * (2 + info["states"]), info["threads"], place)
         _mark_roof(right, cells)
         handles, labels = right.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
@@ -89,10 +90,8 @@ def _lines(axes: Any, cells: Sequence[Cell], attribute: str) -> None:
             width = 2.6 if name == NAME else 1.3
             label = "probe (the same bytes, no arithmetic)" if name == PROBE else name
             order = 3 if name == NAME else 2
-            axes.plot(
-                *(x, y), color=colour, linestyle=line, marker=marker, linewidth=width, markersize=5, label=label,
-                zorder=order,
-            )  # fmt: skip
+            look = {"color": colour, "linestyle": line, "marker": marker, "linewidth": width, "markersize": 5}
+            axes.plot(x, y, label=label, zorder=order, **look)
 
 
 def roof(cells: Sequence[Cell]) -> float | None:
@@ -108,7 +107,7 @@ def _mark_roof(axes: Any, cells: Sequence[Cell]) -> None:
         axes.axhline(height, color="#b00020", linestyle="--", linewidth=1.2, label=label, zorder=1)
 
 
-def _mark_caches(axes: Any, results: Results, bytes_per_parameter: int, n_threads: int) -> None:
+def _mark_caches(axes: Any, results: Results, bytes_per_parameter: int, n_threads: int, place: str) -> None:
     low, high = axes.get_xlim()
     for cache in results.machine["caches"]:
         size = machine.reachable(cache, n_threads)
@@ -119,6 +118,13 @@ def _mark_caches(axes: Any, results: Results, bytes_per_parameter: int, n_thread
                 f"L{cache['level']} {size // 1024} KiB" if size < 2**20 else f"L{cache['level']} {size / 2**20:.0f} MiB"
             )
             axes.annotate(
-                words, (n, 1.0), xycoords=("data", "axes fraction"), xytext=(2, -3), textcoords="offset points",
-                rotation=90, va="top", fontsize=8, color="0.4",
-            )  # fmt: skip
+                words,
+                (n, float(place == "top")),
+                xycoords=("data", "axes fraction"),
+                xytext=(2, -3 if place == "top" else 3),
+                textcoords="offset points",
+                rotation=90,
+                va=place,
+                fontsize=8,
+                color="0.4",
+            )

@@ -80,7 +80,8 @@ class Pace:
         self.known: dict[tuple[str, str], tuple[int, float]] = {}
 
     def note(self, name: str, workload: Workload, step_seconds: float) -> None:
-        self.known[name, workload.title] = (workload.n, step_seconds)
+        if len(workload.shapes) == 1:  # many tensors are mostly overhead, too
+            self.known[name, workload.title] = (workload.n, step_seconds)
 
     def foretold(self, name: str, workload: Workload) -> float | None:
         """Seconds of a step, in proportion to the size last seen; None where nothing is known."""

@@ -91,7 +91,7 @@ def noisy(results: Results) -> list[str]:
     if cells:
         found.append(
             f"in {len(cells)} of {len(results.cells)} workloads fastopt's rounds spread by more than {NOISY:.0%} or "
-            f"most were disturbed by other processes: {'; '.join(cells)}"
+            f"most were disturbed by other processes: {_some(cells)}"
         )
     if results.run["others"] > NOISY:
         found.append(
@@ -236,14 +236,22 @@ def left_out(results: Results) -> list[str]:
         grouped.setdefault((one["contestant"], _kind(one["reason"])), []).append(one["workload"])
     lines = []
     for (contestant, reason), workloads in grouped.items():
-        named = "; ".join(workloads[:4]) + (f" and {len(workloads) - 4} more" if len(workloads) > 4 else "")
-        lines.append(f"{contestant}: {reason} ({named})")
+        lines.append(f"{contestant}: {reason} ({_some(workloads)})")
     return lines
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    """The first few of many."""
+    return "; ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _kind(reason: str) -> str:
     """A reason without its figures, where they differ from workload to workload."""
-    kinds = {"no time left": "no time left", "a step would take": "a step would take too long for this run"}
+    kinds = {
+        "no time left": "no time left",
+        "a step would take": "a step would take too long for this run",
+        "disagrees": f"its results differ from fastopt's by more than {promises.ULP:g} ULP",
+    }
     return next((kind for start, kind in kinds.items() if reason.startswith(start)), reason)
 
 

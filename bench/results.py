@@ -88,9 +88,11 @@ class Cell:
         """Where fastopt is behind, in words: a faster peer, or less than the goal's share of the probe."""
         found = []
         for name in self.peers:
-            faster = self.times_faster(name).median
-            if faster < 1:
-                found.append(f"{name} is {1 / faster:.2f} times as fast")
+            faster = self.times_faster(name)
+            if faster.median < 1 <= faster.q3:
+                found.append(f"level with {name} ({1 / faster.median:.2f} times as fast, within the quartiles)")
+            elif faster.median < 1:
+                found.append(f"{name} is {1 / faster.median:.2f} times as fast")
         share = self.share_of_probe
         if share is not None and self.info["parameters"] >= LARGE and share.median < GOAL:
             found.append(f"{share.median:.0%} of the probe")

@@ -80,7 +80,7 @@ def _measure(arguments: Sequence[str], log: Path) -> int:
     command = [sys.executable, "-m", "pytest", str(ROOT / "bench"), f"--rootdir={ROOT}", *fixed, "--bench-progress"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with (
-        log.open("w", encoding="utf-8") as file,
+        log.open("w", encoding="utf-8", buffering=1) as file,
         tqdm(unit="measurement", leave=False, disable=None) as bar,
         subprocess.Popen(
             [*command, *arguments],

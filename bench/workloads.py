@@ -314,7 +314,7 @@ def _curves(
                 own = {10**7}  # variants: what one more state costs where memory is the limit
         for n in sorted(own):
             promised = not sizes and n in (*PROMISED, LARGEST)
-            yield cell(function, hypers, n, 10 if k == 0 else 40 + 2 * k if promised else 41 + 2 * k)
+            yield cell(function, hypers, n, 10 if k == 0 else 30 if promised else 40 + k)
 
 
 def _all_variants() -> list[tuple[str, Hypers]]:

@@ -270,6 +270,12 @@ def test_a_step_that_would_take_too_long_is_left_out_with_the_reason():
     assert contest.outcome.left_out == {"numpy": "a step would take about 1 s, over this run's limit of 0.1 s"}
 
 
+def test_many_tensors_foretell_nothing():
+    pace = race.Pace()
+    pace.note("numpy", Workload("models", "adam", "many", ((64,),) * 1000, 1), 0.03)
+    assert pace.foretold("numpy", Workload("curves", "adam", "1e7", ((10**7,),), 1)) is None
+
+
 def test_small_steps_foretell_nothing():
     pace = race.Pace()
     pace.note("numpy", Workload("curves", "adam", "1e3", ((1000,),), 1), 1e-3)
@@ -360,6 +366,13 @@ def test_threads_reach_the_caches_of_their_cores():
 def test_the_report_names_every_place_where_fastopt_is_behind(tmp_path):
     found = [(cell.workload, shortfall) for cell, shortfall in report.behind(load(tmp_path))]
     assert found == [("curves/Adam/1e7", "optax is 1.25 times as fast"), ("curves/Adam/1e7", "90% of the probe")]
+
+
+def test_a_peer_within_the_quartiles_is_level_and_named(tmp_path):
+    ours = canned.entry("curves/Adam/1e3", "fastopt", [1.0e-6, 1.0e-6, 1.0e-6, 1.0e-6])
+    peer = canned.entry("curves/Adam/1e3", "optax", [0.98e-6, 0.98e-6, 0.99e-6, 1.05e-6])
+    (cell,) = load(tmp_path, canned.results([ours, peer])).cells
+    assert cell.shortfalls == ["level with optax (1.02 times as fast, within the quartiles)"]
 
 
 def test_the_report_has_speed_share_and_the_fastest_peer_by_name(tmp_path):

@@ -24,7 +24,7 @@ def _made(optax: Any, function: str, v: dict[str, Any]) -> Any:
         "lion": lambda: optax.lion(v["lr"], b1, b2, weight_decay=v["weight_decay"]),
         "lamb": lambda: optax.lamb(v["lr"], b1, b2, v["eps"], weight_decay=v["weight_decay"]),
         "sgd": lambda: optax.sgd(v["lr"], v["momentum"] or None),
-        "adagrad": lambda: optax.adagrad(v["lr"], 0.0, v["eps"]),
+        "adagrad": lambda: optax.adagrad(v["lr"], 0.0, v["eps"] ** 2),  # inside the root
         "adadelta": lambda: optax.adadelta(v["lr"], v["rho"], v["eps"]),
         "rmsprop": lambda: optax.rmsprop(
             v["lr"],
