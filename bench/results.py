@@ -89,10 +89,9 @@ class Cell:
         found = []
         for name in self.peers:
             faster = self.times_faster(name)
-            if faster.median < 1 <= faster.q3:
-                found.append(f"level with {name} ({1 / faster.median:.2f} times as fast, within the quartiles)")
-            elif faster.median < 1:
-                found.append(f"{name} is {1 / faster.median:.2f} times as fast")
+            if faster.median < 1:
+                doubt = ", but within the quartiles" if faster.q3 >= 1 else ""
+                found.append(f"{name} is {1 / faster.median:.2f} times as fast{doubt}")
         share = self.share_of_probe
         if share is not None and self.info["parameters"] >= LARGE and share.median < GOAL:
             found.append(f"{share.median:.0%} of the probe")
