@@ -14,6 +14,11 @@ PROBE = "probe"
 ALONE = "fastopt, update alone"
 """The tail's update without the rest of the tail, for the price of that."""
 
+FLOAT32 = "fastopt, float32 states"
+"""The same step without the options that keep states in low precision."""
+OTHERS = (PROBE, ALONE, FLOAT32)
+"""Contestants that are neither fastopt's entry nor peers."""
+
 
 def version() -> str:
     """fastopt's, with the instruction set."""
@@ -50,7 +55,7 @@ def prepare(workload: Workload, buffers: Buffers) -> tuple[Contestant, float]:
 
 
 def prepare_alone(workload: Workload, buffers: Buffers) -> Contestant:
-    """The update of a tail by itself."""
+    """The update of a workload by itself, with states in float32."""
     optimizer = workload.spec.cls(buffers.params, n_threads=workload.n_threads, **dict(workload.hypers))
     adopt(optimizer, buffers.states, {name: name for name in workload.states})
     return Contestant(lambda: optimizer.step(buffers.grads), lambda: buffers.params)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench import plots, promises
-from bench.ours import ALONE, NAME, PROBE
+from bench.ours import ALONE, FLOAT32, NAME, OTHERS, PROBE
 from bench.results import GOAL, LARGE, Cell, Results
 from bench.samples import NOISY, Sample, seconds, short
 from bench.workloads import size_name
@@ -26,7 +26,7 @@ def text(results: Results) -> str:
         _curves(results),
         _steps("Models: one Adam step over the tensors of a network", results.section("models")),
         _tail(results),
-        _steps("States in low precision", results.section("states")),
+        _states(results),
         _hard(results),
         _steps("Threads", results.section("threads")),
         _cold(results),
@@ -162,7 +162,7 @@ def _curves(results: Results) -> str:
         parts.append(
             f"### {title}: {moved:g} bytes a parameter\n\n{picture}" + table(("parameters", *_HEADER[1:]), rows)
         )
-        names = list(dict.fromkeys(name for cell in cells for name in cell.entries if name not in (NAME, PROBE, ALONE)))
+        names = list(dict.fromkeys(name for cell in cells for name in cell.entries if name not in (NAME, *OTHERS)))
         if names:
             columns = [NAME, PROBE, *names]
             for unit, value in (("ns per parameter", "ns_per_parameter"), ("GB/s", "gb_per_s")):
@@ -186,6 +186,17 @@ def _tail(results: Results) -> str:
         rows.append([*_row(cell, cell.info["label"]), _times(alone.sample) if alone else ""])
     head = "## The whole tail: clip by norm, AdamW, moving average, bfloat16 copy, zero the gradients"
     return f"{head}\n\n" + table((*_HEADER, "AdamW alone"), rows)
+
+
+def _states(results: Results) -> str:
+    rows = []
+    for cell in results.section("states"):
+        base = cell.entries.get(FLOAT32)
+        faster = [_times(base.sample), _spread(cell.times_faster(FLOAT32))] if base else ["", ""]
+        moved = f"{cell.info['bytes_per_parameter']:.4g}"
+        rows.append([*_row(cell, f"{cell.info['title']}, {cell.info['label']}")[:5], moved, *faster])
+    header = (*_HEADER[:5], "bytes/parameter", "float32 states", "times faster than those")
+    return "## States in low precision\n\n" + table(header, rows) if rows else ""
 
 
 def _hard(results: Results) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.ours import ALONE, NAME, PROBE
+from bench.ours import NAME, OTHERS, PROBE
 from bench.samples import Sample, ratio
 
 FILE = "results.json"
@@ -63,7 +63,7 @@ class Cell:
     @property
     def peers(self) -> dict[str, Entry]:
         """From fastest to slowest."""
-        found = [entry for name, entry in self.entries.items() if name not in (NAME, PROBE, ALONE)]
+        found = [entry for name, entry in self.entries.items() if name not in (NAME, *OTHERS)]
         return {entry.contestant: entry for entry in sorted(found, key=lambda entry: entry.sample.median)}
 
     @property

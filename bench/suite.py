@@ -74,9 +74,9 @@ class Suite:
 
     def contestants(self, workload: Workload) -> list[str]:
         """Everyone who has a part in it; who takes it is seen at the race."""
-        alone = [ours.ALONE] if workload.is_tail else []
+        beside = {"tail": [ours.ALONE], "states": [ours.FLOAT32]}.get(workload.section, [])
         willing = [name for name, peer in self.present.items() if peer.refuses(workload) is None]
-        return [ours.NAME, ours.PROBE, *alone, *willing]
+        return [ours.NAME, ours.PROBE, *beside, *willing]
 
     @property
     def left_seconds(self) -> float:

@@ -240,6 +240,17 @@ def test_a_peer_that_fails_is_left_out_with_its_reason():
 
 
 @needs_a_compiler
+def test_states_in_low_precision_run_beside_float32():
+    kept = Workload("states", "adam", "test", ((256,),), 1, options=(("copy_dtype", "bfloat16"),))
+    assert set(run_race({}, kept).measured) == {"fastopt", "probe", "fastopt, float32 states"}
+
+
+def test_an_option_of_states_that_optimizers_refuse_is_left_out_with_the_reason():
+    refused = Workload("states", "adam", "test", ((256,),), 1, options=(("no_such_option", "8bit"),))
+    assert run_race({}, refused).left_out["fastopt"].startswith("failed: TypeError: Adam: unknown arguments")
+
+
+@needs_a_compiler
 def test_contestants_take_turns(monkeypatch):
     order = []
     monkeypatch.setattr(race, "cpu_seconds_of_others", lambda: 0.0)
@@ -421,6 +432,8 @@ def test_every_section_of_a_run_is_in_the_report(tmp_path):
         canned.entry("tail/AdamW/small MLP", "fastopt, update alone", [8e-6]),
         canned.entry("hard/Adam/normal, 1e5", "fastopt", [20e-6]),
         canned.entry("hard/Adam/NaN gradients, 1e5", "fastopt", [60e-6], input="NaN gradients"),
+        canned.entry("states/Adam/state_dtype bfloat16, 1e7", "fastopt", [4e-3], bytes_per_parameter=20.0),
+        canned.entry("states/Adam/state_dtype bfloat16, 1e7", "fastopt, float32 states", [5e-3]),
         canned.entry("threads/Adam/1e7, 2 threads", "fastopt", [5e-3]),
         canned.entry("cold/import/after NumPy", "fastopt", [0.06]),
         canned.entry("memory/Adam/1e6 to 1e7", "fastopt", [5e-3], growth={"python": 0.0, "resident": 0.2}),
@@ -430,7 +443,16 @@ def test_every_section_of_a_run_is_in_the_report(tmp_path):
     assert "- whole tail, small MLP: 3 x torch's calls, promised >= 4" in text
     assert "- import fastopt after NumPy: 60 ms, promised <= 50" in text
     assert "- Adam, memory of a step (resident): 0.2 B per parameter, promised <= 0.1" in text
-    for heading in ("Models", "The whole tail", "Inputs that make steps slow", "Threads", "Cold start", "Memory"):
+    assert "| 20 | 5 ms (5..5) | 1.25 (1.25..1.25) |" in text
+    for heading in (
+        "Models",
+        "States in low precision",
+        "The whole tail",
+        "Inputs that make steps slow",
+        "Threads",
+        "Cold start",
+        "Memory",
+    ):
         assert f"\n## {heading}" in text
 
 
