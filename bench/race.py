@@ -80,13 +80,15 @@ class Pace:
         self.known: dict[tuple[str, str], tuple[int, float]] = {}
 
     def note(self, name: str, workload: Workload, step_seconds: float) -> None:
-        if len(workload.shapes) == 1:  # many tensors are mostly overhead, too
+        """What was measured; of one tensor, for many are mostly overhead, too."""
+        n, _ = self.known.get((name, workload.title), (self.SMALL, 0.0))
+        if len(workload.shapes) == 1 and workload.n >= n:
             self.known[name, workload.title] = (workload.n, step_seconds)
 
     def foretold(self, name: str, workload: Workload) -> float | None:
-        """Seconds of a step, in proportion to the size last seen; None where nothing is known."""
-        n, step_seconds = self.known.get((name, workload.title), (0, 0.0))
-        return step_seconds * max(1.0, workload.n / n) if n >= self.SMALL or 0 < n >= workload.n else None
+        """Seconds of a step, in proportion to the largest size so far; None where nothing is known."""
+        known = self.known.get((name, workload.title))
+        return known and known[1] * workload.n / known[0]
 
 
 def block(contestant: Contestant, buffers: Buffers, length: float) -> float:

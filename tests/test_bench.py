@@ -281,6 +281,13 @@ def test_a_step_that_would_take_too_long_is_left_out_with_the_reason():
     assert contest.outcome.left_out == {"numpy": "a step would take about 1 s, over this run's limit of 0.1 s"}
 
 
+def test_large_steps_foretell_small_ones_in_proportion():
+    pace = race.Pace()
+    pace.note("numpy", Workload("curves", "adam", "1e7", ((10**7,),), 1), 1.0)
+    pace.note("numpy", Workload("curves", "adam", "1e5", ((10**5,),), 1), 5.0)
+    assert pace.foretold("numpy", Workload("curves", "adam", "1e6", ((10**6,),), 1)) == pytest.approx(0.1)
+
+
 def test_many_tensors_foretell_nothing():
     pace = race.Pace()
     pace.note("numpy", Workload("models", "adam", "many", ((64,),) * 1000, 1), 0.03)
