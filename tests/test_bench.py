@@ -26,12 +26,23 @@ from bench.samples import Sample, changed, ratio, seconds
 from bench.workloads import MODELS, MODES, MOMENTUM, Mode, Workload, _strings, size_name, workloads
 from fastopt import __main__ as command_line
 from fastopt._rule import registry
+from fastopt.backends import cpu
 
 SMALL = Workload("curves", "adam", "256", ((256,),), fastopt.get_num_threads())
 BRIEF = Mode(60, 2, (256,), (), 0.1, (), block=0.001)
 needs_a_compiler = pytest.mark.skipif(
     importlib.util.find_spec("Cython") is None, reason="building the probes needs Cython"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_probes_for_other_tests():
+    """Kernels of the probes are known to the engine only while these tests run."""
+    before = set(cpu._added)
+    yield
+    for name in set(cpu._added) - before:
+        del cpu._added[name]
+    probe.build.cache_clear()
 
 
 def load(tmp_path, data=None):
