@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 import fastopt
 from bench.buffers import Buffers, adopt
 from bench.peers import Contestant
 from bench.workloads import Workload
+from fastopt import _buffers
 
 NAME = "fastopt"
 PROBE = "probe"
@@ -35,7 +38,11 @@ def prepare(workload: Workload, buffers: Buffers) -> tuple[Contestant, float]:
         params, grads = buffers.flat
     elif workload.form == "array":
         (params,), (grads,) = buffers.params, buffers.grads
+    if options.get("master") == "split":
+        params = _buffers.zeros(-(-workload.n // 2)).view(np.uint16)[: workload.n].reshape(workload.shapes[0])
     optimizer: Any = workload.spec.cls(params, **dict(workload.hypers), **options)
+    if options.get("master") == "split":
+        optimizer.load_master_params(buffers.params[0])
     if workload.section == "states":  # its own, in low precision
         float32 = 8 * len(workload.states)
         moved = workload.bytes_per_parameter - float32 + 2 * optimizer.state_nbytes / workload.n

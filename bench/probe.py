@@ -135,8 +135,8 @@ def source(isa: str) -> str:
     """The Cython text of the probes for one instruction set."""
     specs = [made.spec for made in PROBES]
     text = _codegen.cython_source(specs, ROOT / "kernels" / "kernels.pyx.in", isa)
-    if text.count(STAGE) != len(PROBES):
-        raise AssertionError(f"expected {STAGE!r} once in the kernel of every probe")
+    if text.count(STAGE) < len(PROBES):  # and once more in every kernel for states in low precision
+        raise AssertionError(f"expected {STAGE!r} in the kernel of every probe")
     return text.replace(STAGE, "g = g")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bench.ours import FLOAT32
 from bench.results import Cell, Results
 from bench.samples import short
 
@@ -17,6 +18,10 @@ FASTER_THAN_UNFUSED = 4.0
 """The same for optimizers that torch does not fuse, at 1e7, against the faster of its ways."""
 TAIL = {"GPT-2 small": 1.8, "ResNet-50": 1.8, "small MLP": 4.0, "1,000 x 64": 60.0}
 """Model -> how many times faster than torch's separate calls, at least."""
+STATES = {"state_dtype bfloat16, 5e7": 1.25, "state_dtype 8bit, 5e7": 1.3}
+"""Adam's states in low precision -> how many times faster than in float32, at least."""
+STATES_ANYWHERE = 0.8
+"""The same at any other size."""
 TINY_US = 1.5
 MANY_US = 60.0
 IMPORT_MS = 50.0
@@ -75,6 +80,9 @@ def _of(cell: Cell) -> Iterator[Verdict]:
     if section == "tail" and label in TAIL and TORCH_FUSED in cell.entries:
         value = cell.times_faster(TORCH_FUSED).median
         yield Verdict(f"whole tail, {label}", value, TAIL[label], "x torch's calls", True)
+    if section == "states" and title == "Adam" and label.startswith("state_dtype") and FLOAT32 in cell.entries:
+        bound = STATES.get(label, STATES_ANYWHERE)
+        yield Verdict(what, cell.times_faster(FLOAT32).median, bound, "x float32 states", True)
     if section == "cold" and title == "import":
         yield Verdict("import fastopt after NumPy", microseconds / 1e3, IMPORT_MS, "ms")
     if section == "memory":

@@ -336,14 +336,18 @@ def _models(mode: Mode, n_threads: int) -> Iterator[Workload]:
 
 
 def _states(mode: Mode, n_threads: int) -> Iterator[Workload]:
+    """Every way to keep fewer bytes, for Adam at some sizes; in long runs at the largest, and for two rules more."""
     choices: list[Hypers] = [(("state_dtype", name),) for name in state_dtypes()]
     choices += [(("master", name),) for name in masters()]
+    long = mode.seconds > 200
+    cells: list[tuple[str, Hypers, int]] = [("adam", (), n) for n in (10**3, 10**5, 10**7)]
+    if long:
+        cells += [("adam", (), LARGEST), ("lion", (), 10**7), ("sgd", MOMENTUM, 10**7)]
     for options in choices:
-        for n in (10**5, 10**7):
+        for function, hypers, n in cells:
             words = ", ".join(f"{name} {value}" for name, value in options)
             label = f"{words}, {size_name(n)}"
-            yield Workload("states", "adam", label, ((n,),), n_threads, options=options, priority=26)
-    del mode
+            yield Workload("states", function, label, ((n,),), n_threads, hypers, options=options, priority=26)
 
 
 def _hard(mode: Mode, n_threads: int) -> Iterator[Workload]:

@@ -452,6 +452,8 @@ def test_every_section_of_a_run_is_in_the_report(tmp_path):
         canned.entry("hard/Adam/NaN gradients, 1e5", "fastopt", [60e-6], input="NaN gradients"),
         canned.entry("states/Adam/state_dtype bfloat16, 1e7", "fastopt", [4e-3], bytes_per_parameter=20.0),
         canned.entry("states/Adam/state_dtype bfloat16, 1e7", "fastopt, float32 states", [5e-3]),
+        canned.entry("states/Adam/state_dtype 8bit, 5e7", "fastopt", [20e-3]),
+        canned.entry("states/Adam/state_dtype 8bit, 5e7", "fastopt, float32 states", [24e-3]),
         canned.entry("threads/Adam/1e7, 2 threads", "fastopt", [5e-3]),
         canned.entry("cold/import/after NumPy", "fastopt", [0.06]),
         canned.entry("memory/Adam/1e6 to 1e7", "fastopt", [5e-3], growth={"python": 0.0, "resident": 0.2}),
@@ -462,6 +464,8 @@ def test_every_section_of_a_run_is_in_the_report(tmp_path):
     assert "- import fastopt after NumPy: 60 ms, promised <= 50" in text
     assert "- Adam, memory of a step (resident): 0.2 B per parameter, promised <= 0.1" in text
     assert "| 20 | 5 ms (5..5) | 1.25 (1.25..1.25) |" in text
+    assert "- Adam, state_dtype 8bit, 5e7: 1.2 x float32 states, promised >= 1.3" in text
+    assert "state_dtype bfloat16, 1e7: 1.25 x" not in text
     for heading in (
         "Models",
         "States in low precision",
