@@ -6,6 +6,7 @@ The compiled engine checks gradients at first sight; whatever does not pass ther
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,10 @@ ALIGNMENT = 64
 """Bytes; a cache line, and the widest vector."""
 _HUGE_PAGE = 2 << 20
 _HUGE_FROM = 4 << 20
+_PAGE = 4 << 10
+_staggered = itertools.cycle(range(0, _PAGE, 5 * ALIGNMENT))
+"""Where in a page large arrays start, one after the other. Streams that are walked together and lie at the same place of
+their pages wait for each other: a load whose address has the low 12 bits of a store under way."""
 
 
 # --- Arrays -----------------------------------------------------------------------------------------------
@@ -82,12 +87,12 @@ def zeros(n: int) -> Array:
     if nbytes >= _HUGE_FROM:
         # Private: mmap's default is shared, which a forked child would write into, and has no huge pages.
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-        memory = mmap.mmap(-1, nbytes + _HUGE_PAGE, **private)
+        memory = mmap.mmap(-1, nbytes + _HUGE_PAGE + _PAGE, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without transparent huge pages
                 memory.madvise(mmap.MADV_HUGEPAGE)
         raw = np.frombuffer(memory, np.uint8)
-        start = -raw.ctypes.data % _HUGE_PAGE
+        start = -raw.ctypes.data % _HUGE_PAGE + next(_staggered)
     else:
         raw = np.zeros(nbytes + ALIGNMENT, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT

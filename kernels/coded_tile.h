@@ -53,6 +53,24 @@ static int may_be_lowered(const coded_rule *rule, void *const *states, uint16_t 
     return 0;
 }
 
+/* A block that is flagged or short: in float32 arrays, from element `at` of the tile on. */
+static void take_the_long_way(
+    const coded_rule *rule, float *p, const float *g, float (*values)[TILE_ELEMENTS], ptrdiff_t at,
+    void *const *states, uint16_t *const *scales, ptrdiff_t start, ptrdiff_t n, const float *scalars,
+    const dither *random
+) {
+    void *decoded[MAX_STATES + 1];
+    float *update = (float *)states[rule->n_states];
+    for (int k = 0; k < rule->n_states; k++) {
+        const uint8_t *codes = (const uint8_t *)states[k] + start + at;
+        decode_block(codes, n, rule->is_signed[k], scales[k][(start + at) / CODE_BLOCK], values[k] + at);
+        decoded[k] = values[k] + at;
+    }
+    decoded[rule->n_states] = update == NULL ? NULL : update + start + at;
+    rule->float32(p + at, g + at, decoded, NULL, 0, n, scalars, random);
+    encode_states(rule, values, at, states, scales, start, n, random);
+}
+
 /* `start` is a multiple of 64, and so is `n` but at the end of a tensor. */
 static void run_coded_tile(
     const coded_rule *rule, float *p, const float *g, void *const *states, uint16_t *const *scales, ptrdiff_t start,
@@ -62,45 +80,37 @@ static void run_coded_tile(
     uint32_t overflow[TILE_ELEMENTS / CODE_BLOCK][CODE_WORDS] ALIGNED_64;
     uint32_t any[CODE_WORDS] ALIGNED_64 = {0}, overflows = 0;
     ptrdiff_t n_blocks = n / CODE_BLOCK;
-    block_code code[MAX_CODED_STATES];
-    void *codes[MAX_STATES];
-    float *block_values[MAX_CODED_STATES];
-    for (ptrdiff_t at = 0; at < n; at += CODE_BLOCK) {
-        ptrdiff_t length = n - at < CODE_BLOCK ? n - at : CODE_BLOCK;
-        float *update = (float *)states[rule->n_states];
-        int long_way = length < CODE_BLOCK;
-        for (int k = 0; k < rule->n_states; k++) {
-            block_values[k] = values[k] + at;
-            codes[k] = (uint8_t *)states[k] + start + at;
-            long_way |= scales[k][(start + at) / CODE_BLOCK] & FLAGGED;
-        }
-        if (update != NULL)
-            update += start + at;
-        if (long_way) {
-            if (length == CODE_BLOCK)
-                memset(overflow[at / CODE_BLOCK], 0, sizeof overflow[0]);
-            for (int k = 0; k < rule->n_states; k++)
-                decode_block(
-                    codes[k], length, rule->is_signed[k], scales[k][(start + at) / CODE_BLOCK], block_values[k]
-                );
-            for (int k = 0; k < rule->n_states; k++)
-                codes[k] = block_values[k];
-            codes[rule->n_states] = update;
-            rule->float32(p + at, g + at, codes, NULL, 0, length, scalars, random);
-            encode_states(rule, values, at, states, scales, start, length, random);
-            continue;
-        }
+    float *update = (float *)states[rule->n_states];
+    for (ptrdiff_t block = 0; block < n_blocks; block++) {
+        ptrdiff_t at = block * CODE_BLOCK;
         uint64_t bits = dither_bits(random, random->index + start + at);
+        uint32_t flagged = 0;
+        block_code code[MAX_CODED_STATES];
+        void *codes[MAX_CODED_STATES];
+        float *block_values[MAX_CODED_STATES];
         prefetch_block_far(p + at);
         prefetch_block_far(g + at);
         for (int k = 0; k < rule->n_states; k++) {
             uint32_t scale = scales[k][(start + at) / CODE_BLOCK];
             uint32_t of_state = dither_of_state(bits, k);
-            prefetch_codes_far(codes[k]);
             code[k] = rule->is_signed[k] ? signed_code(scale, of_state) : unsigned_code(scale, of_state);
+            codes[k] = (uint8_t *)states[k] + start + at;
+            block_values[k] = values[k] + at;
+            flagged |= scale & FLAGGED;
+            prefetch_codes_far(codes[k]);
         }
-        rule->block(p + at, g + at, codes, block_values, update, code, scalars, overflow[at / CODE_BLOCK], &MASKS);
+        if (flagged) {
+            take_the_long_way(rule, p, g, values, at, states, scales, start, CODE_BLOCK, scalars, random);
+            memset(overflow[block], 0, sizeof overflow[block]);
+        } else {
+            float *of_block = update == NULL ? NULL : update + start + at;
+            rule->block(p + at, g + at, codes, block_values, of_block, code, scalars, overflow[block], &MASKS);
+        }
     }
+    if (n % CODE_BLOCK)
+        take_the_long_way(
+            rule, p, g, values, n_blocks * CODE_BLOCK, states, scales, start, n % CODE_BLOCK, scalars, random
+        );
     for (ptrdiff_t block = 0; block < n_blocks; block++)
         for (int i = 0; i < CODE_WORDS; i++)
             any[i] |= overflow[block][i];
