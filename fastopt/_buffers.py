@@ -25,8 +25,9 @@ _HUGE_PAGE = 2 << 20
 _HUGE_FROM = 4 << 20
 _PAGE = 4 << 10
 _staggered = itertools.cycle(range(0, _PAGE, 5 * ALIGNMENT))
-"""Where in a page large arrays start, one after the other. Streams that are walked together and lie at the same place of
-their pages wait for each other: a load whose address has the low 12 bits of a store under way."""
+"""Where in a page large arrays start, one after the other. A load whose address has the low 12 bits of a store under way
+waits for it, and streams that are walked together at the same place of their pages meet all the time: Adam with bfloat16
+states was 14% slower at 1e7 parameters (with float32 states, level)."""
 
 
 # --- Arrays -----------------------------------------------------------------------------------------------
@@ -99,17 +100,18 @@ def zeros(n: int) -> Array:
     return raw[start : start + nbytes].view(np.float32)
 
 
-def state_arrays(like: Sequence[Array], initial: float, dtype: Any = np.float32) -> list[Any]:
+def state_arrays(like: Sequence[Array], initial: float, dtype: Any = np.float32, block: int = 1) -> list[Any]:
     """One array of `dtype` for each array in `like`, of its shape, filled with `initial`.
 
     All lie in one allocation. Neighbours in memory get neighbouring states, so that the engine can walk
-    them as one; every other state starts on a cache line.
+    them as one; every other state starts on a cache line, and so does one that would begin inside a `block` of
+    elements.
     """
     offsets = []
     end = 0
     for k, array in enumerate(like):
         follows = k > 0 and like[k - 1].ctypes.data + like[k - 1].nbytes == array.ctypes.data
-        if not follows:
+        if not follows or end % block:
             end += -end % (ALIGNMENT // np.dtype(dtype).itemsize)
         offsets.append(end)
         end += array.size
@@ -148,7 +150,7 @@ def check_gradient(optimizer: Optimizer, index: int, gradient: Any) -> str:
 def refuse_changed_parameter(optimizer: Optimizer, index: int) -> NoReturn:
     """Explain a parameter that is no longer what the optimizer was given."""
     tensor = optimizer._tensors[index]
-    check_array(tensor.array, f"{type(optimizer).__name__}: {tensor.label}", shape=tensor.shape)
+    optimizer._check_parameter(tensor.array, tensor.label, tensor.shape)
     raise ValueError(f"{type(optimizer).__name__}: the memory of {tensor.label} was reallocated since it was given")
 
 

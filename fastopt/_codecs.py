@@ -235,7 +235,9 @@ def codec(state_dtype: str, kind: str) -> Codec:
 
 def join(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     """The float32 parameters whose bfloat16 half is `high`; exact."""
-    bits = (high.view(np.uint16).astype(np.uint32) << 16) + low.view(np.int16).astype(np.int32).view(np.uint32)
+    bits = np.empty(high.shape, np.uint32)
+    np.left_shift(high.view(np.uint16).astype(np.uint32), 16, out=bits)
+    bits += low.view(np.int16).astype(np.int32).view(np.uint32)
     return bits.view(np.float32)
 
 

@@ -80,6 +80,17 @@ _OF_TORCH = ("foreach", "fused", "capturable", "differentiable")
 """Keys of torch's param groups that choose its implementation; state dicts from there carry them."""
 
 
+class Loaded(NamedTuple):
+    """What a state dict holds for one parameter."""
+
+    entry: Mapping[str, Any]
+    """Step, running scalars and states, as the optimizer keeps them."""
+    average: Array | None
+    low: np.ndarray | None
+    offset: int | None
+    """Index for the rounding of its first element."""
+
+
 class _Tensor:
     """One parameter and what the optimizer keeps for it."""
 
@@ -94,7 +105,7 @@ class _Tensor:
         self.label = label
         self.group = group
         self.index = index
-        """Of its first element among all elements of the optimizer."""
+        """Of its first element among all elements of the optimizer; a loaded state keeps that of its origin."""
         self.states: dict[str, np.ndarray] = {}
         """As they are kept: float32, bfloat16 or codes."""
         self.scales: dict[str, np.ndarray] = {}
@@ -222,7 +233,7 @@ class Optimizer:
         self._tensors: list[_Tensor] = []
         self._names: tuple[str, ...] | None = None
         self._structure: Literal["single", "sequence", "mapping"]
-        self._awaited: dict[str, tuple[Mapping[str, Any], Array | None]] = {}
+        self._awaited: dict[str, Loaded] = {}
         self._plan: Any = None
         self._members: list[list[_Tensor]] = []
         self._ema_is_in = False
@@ -523,8 +534,11 @@ class Optimizer:
             if not isinstance(params, Sequence) or len(params) != len(self._tensors):
                 raise ValueError(f"{self._name}: params must be a list of {len(self._tensors)} arrays")
             values = list(params)
+        own = backends.engine().Ranges([half for t in self._tensors for half in (t.array, t.low)])
         for tensor, value in zip(self._tensors, values, strict=True):
             _buffers.check_array(value, f"{self._name}: {tensor.label}", shape=tensor.shape, writable=False)
+            if own.overlaps(value):
+                raise ValueError(f"{self._name}: the values for {tensor.label} overlap the parameters in memory")
             self._check_parameter(tensor.array, tensor.label, tensor.shape)
         for tensor, value in zip(self._tensors, values, strict=True):
             tensor.set_values(value)
@@ -559,8 +573,9 @@ class Optimizer:
             Of plain types and copied arrays, in torch's form: ``"state"`` maps a parameter's position to its
             state, ``"param_groups"`` lists hyperparameters, positions (``"params"``) and, for dicts,
             ``"param_names"``; ``"ema"`` maps positions to averages, with `ema_decay`, and ``"master_low"`` to the
-            lower halves of the parameters, with `master`. ``"state_dtype"`` says how the state is kept: bfloat16
-            as uint16, 8 bits as uint8 with scales.
+            lower halves of the parameters, with `master` (None for a name that `update` has not seen).
+            ``"state_dtype"`` says how the state is kept, bfloat16 as uint16, 8 bits as uint8 with scales;
+            ``"seed"`` and ``"offsets"`` are those of its rounding.
         """
         self._check_free("state_dict()")
         state: dict[int, Any] = {}
@@ -585,6 +600,7 @@ class Optimizer:
             "param_groups": groups,
             "state_dtype": self._state_dtype,
             "seed": self._seed,
+            "offsets": {k: tensor.index for k, tensor in enumerate(self._tensors)},
         }
         if self._master is not None:
             halves = [tensor.low.copy() for tensor in self._tensors if tensor.low is not None]
@@ -592,13 +608,17 @@ class Optimizer:
         if self._ema_decay is not None:
             averages = [tensor.ema.copy() for tensor in self._tensors if tensor.ema is not None]
             saved["ema"] = dict(enumerate(averages))
-        for name, (entry, average) in self._awaited.items():  # loaded, and not yet seen by update
+        for name, awaited in self._awaited.items():
             position = len(state)
-            state[position] = {key: np.copy(v) if isinstance(v, np.ndarray) else v for key, v in entry.items()}
+            entry = awaited.entry.items()
+            state[position] = {key: np.copy(v) if isinstance(v, np.ndarray) else v for key, v in entry}
             groups[0]["params"].append(position)
             groups[0]["param_names"].append(name)
-            if average is not None:
-                saved["ema"][position] = average.copy()
+            for where, kept in (("ema", awaited.average), ("master_low", awaited.low)):
+                if where in saved:
+                    saved[where][position] = None if kept is None else kept.copy()
+            if awaited.offset is not None:
+                saved["offsets"][position] = awaited.offset
         return saved
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -809,9 +829,15 @@ class Optimizer:
         for tensor in self._tensors:
             if tensor.label not in leave:
                 written.append((tensor.array, tensor.label))
-            for what, kept in (("average", tensor.ema), ("copy", tensor.copy), ("lower half", tensor.low)):
+            scales = [(f"scales of state {name!r}", array) for name, array in tensor.scales.items()]
+            for what, kept in (
+                ("the average", tensor.ema),
+                ("the copy", tensor.copy),
+                ("the lower half", tensor.low),
+                *scales,
+            ):
                 if kept is not None:
-                    written.append((kept, f"the {what} of {tensor.label}"))
+                    written.append((kept, f"{what} of {tensor.label}"))
             written += [(array, f"state {name!r} of {tensor.label}") for name, array in tensor.states.items()]
         overlap = backends.engine().Ranges([array for array, _ in written]).first_overlap()
         if overlap is not None:
@@ -853,7 +879,8 @@ class Optimizer:
         """Give `tensors` the state `name`, filled with `initial`."""
         codec = self._codec(name)
         dtype = _bfloat16_type() if isinstance(codec, _codecs.Bfloat16) else codec.dtype
-        arrays = _buffers.state_arrays([tensor.array for tensor in tensors], 0.0, dtype)
+        block = _codecs.BLOCK if codec.has_scales else 1
+        arrays = _buffers.state_arrays([tensor.array for tensor in tensors], 0.0, dtype, block)
         code, scale = codec.encode(np.full(1, initial, np.float32))
         lengths = [codec.n_scales(array.size) for array in arrays]
         scales = _buffers.zeros(-(-sum(lengths) // 2)).view(np.uint16)[: sum(lengths)]
@@ -918,11 +945,10 @@ class Optimizer:
             self._check_parameter(array, label)
         self._check_disjoint(labelled, leave={f"params[{name!r}]" for name in moved})
         awaited = {name: self._awaited[name] for name in new if name in self._awaited}
-        for name, (entry, average) in awaited.items():
-            label = f"params[{name!r}]"
-            _state_dict.check_entry(self, entry, new[name].shape, self._param_groups[0], label, self._state_dtype)
-            if average is not None:
-                _state_dict.check_average(self, average, new[name].shape, label)
+        for name, loaded in awaited.items():
+            label, shape = f"params[{name!r}]", new[name].shape
+            _state_dict.check_entry(self, loaded.entry, shape, self._param_groups[0], label, self._state_dtype)
+            _state_dict.check_beside(self, loaded, shape, label)
         for name, array in moved.items():
             known[name].array = array
         start = len(self._tensors)
@@ -931,7 +957,7 @@ class Optimizer:
             self._names = (*(self._names or ()), *new)
         for name, tensor in zip(new, self._tensors[start:], strict=True):
             if name in awaited:
-                _state_dict.fill(self, tensor, *awaited[name])
+                _state_dict.fill(self, tensor, awaited[name])
                 del self._awaited[name]
         self._list_params()
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastopt import _buffers, _codecs, backends
-from fastopt._optimizer import _KEPT_FOR_OTHERS, _OF_TORCH, Optimizer, _Tensor, scale_name
+from fastopt._optimizer import _KEPT_FOR_OTHERS, _OF_TORCH, Loaded, Optimizer, _Tensor, scale_name
 
 
 def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
@@ -44,9 +44,8 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     seed = optimizer._check_seed(state_dict.get("seed", optimizer.seed))
 
     hypers = [_hypers(optimizer, k, saved, ours) for k, saved in enumerate(saved_groups)]
-    matched: list[tuple[_Tensor, Mapping[str, Any], Any]] = []
-    awaited: dict[str, tuple[Mapping[str, Any], Any]] = {}
-    halves: list[tuple[_Tensor, np.ndarray]] = []
+    matched: list[tuple[_Tensor, Loaded]] = []
+    awaited: dict[str, Loaded] = {}
     by_name = dict(zip(optimizer._names or (), optimizer._tensors, strict=False))
     for k, saved in enumerate(saved_groups):
         keys, names = list(saved["params"]), saved.get("param_names")
@@ -66,64 +65,75 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         else:
             pairs = [(tensor, "", key) for tensor, key in zip(members, keys, strict=True)]
         for tensor, parameter_name, key in pairs:
-            entry = _entry(optimizer, state_dict, key)
-            average = _kept(optimizer, state_dict, "ema", key, "average")
-            low = _kept(optimizer, state_dict, "master_low", key, "lower half")
-            if tensor is None and low is not None:
-                raise ValueError(f"{name}: the lower half of {parameter_name!r} has no parameter yet to belong to")
+            may_lack = tensor is None
+            loaded = Loaded(
+                _entry(optimizer, state_dict, key),
+                _kept(optimizer, state_dict, "ema", key, "average", may_lack),
+                _kept(optimizer, state_dict, "master_low", key, "lower half", may_lack),
+                _offset(optimizer, state_dict, key),
+            )
             if tensor is None:
-                awaited[parameter_name] = (
-                    as_kept(optimizer, entry, state_dtype, None, f"parameter {parameter_name!r}"),
-                    average,
-                )
+                entry = as_kept(optimizer, loaded.entry, state_dtype, None, f"parameter {parameter_name!r}")
+                awaited[parameter_name] = loaded._replace(entry=entry)
                 continue
-            if low is not None:
-                what = f"{name}: the lower half of {tensor.label}"
-                _buffers.check_array(low, what, shape=tensor.shape, dtypes=(np.uint16,), writable=False)
-                halves.append((tensor, low))
-            entry = check_entry(optimizer, entry, tensor.shape, hypers[k], tensor.label, state_dtype)
-            if average is not None:
-                check_average(optimizer, average, tensor.shape, tensor.label)
-            matched.append((tensor, entry, average))
+            entry = check_entry(optimizer, loaded.entry, tensor.shape, hypers[k], tensor.label, state_dtype)
+            check_beside(optimizer, loaded, tensor.shape, tensor.label)
+            matched.append((tensor, loaded._replace(entry=entry)))
 
     matched = _apart(optimizer, matched)
     for group, values in zip(groups, hypers, strict=True):
         group.update(values)
     optimizer._seed = seed
     optimizer._plan = None
-    for tensor, low in halves:
-        assert tensor.low is not None
-        tensor.low[...] = low
-    for tensor, entry, average in matched:
-        fill(optimizer, tensor, entry, average)
+    for tensor, loaded in matched:
+        fill(optimizer, tensor, loaded)
     optimizer._awaited = awaited
 
 
-def _apart(optimizer: Optimizer, matched: list[Any]) -> list[Any]:
+def _apart(optimizer: Optimizer, matched: list[tuple[_Tensor, Loaded]]) -> list[tuple[_Tensor, Loaded]]:
     """`matched` with copies of the arrays that are the optimizer's own, which filling would overwrite."""
-    tensors = optimizer._tensors
-    kept = [a for t in tensors for a in (*t.states.values(), *t.scales.values(), t.ema) if a is not None]
-    own = backends.engine().Ranges(kept)
+    kept = [a for t in optimizer._tensors for a in (*t.states.values(), *t.scales.values(), t.ema, t.low)]
+    own = backends.engine().Ranges([array for array in kept if array is not None])
 
     def apart(value: Any) -> Any:
         return value.copy() if isinstance(value, np.ndarray) and own.overlaps(value) else value
 
-    return [(t, {key: apart(value) for key, value in entry.items()}, apart(average)) for t, entry, average in matched]
+    return [
+        (tensor, Loaded({key: apart(value) for key, value in entry.items()}, apart(average), apart(low), offset))
+        for tensor, (entry, average, low, offset) in matched
+    ]
 
 
-def _kept(optimizer: Optimizer, state_dict: Mapping[str, Any], where: str, key: Any, what: str) -> Any:
-    """What the state dict keeps under `where` for the parameter `key`, or None where it keeps none for any."""
+def _kept(optimizer: Optimizer, state_dict: Mapping[str, Any], where: str, key: Any, what: str, may_lack: bool) -> Any:
+    """What the state dict keeps under `where` for the parameter `key`, or None where it keeps none for any.
+
+    For a parameter that is not here yet it may lack one (`may_lack`).
+    """
     if where not in state_dict:
         return None
-    if not isinstance(state_dict[where], Mapping) or key not in state_dict[where]:
+    kept = state_dict[where].get(key) if isinstance(state_dict[where], Mapping) else None
+    if kept is None and not (may_lack and key in state_dict[where]):
         raise KeyError(f"{type(optimizer).__name__}: state_dict has no {what} for parameter {key!r}")
-    return state_dict[where][key]
+    return kept
 
 
-def check_average(optimizer: Optimizer, average: Any, shape: tuple[int, ...], label: str) -> None:
-    """Raise unless `average` is one for a parameter of `shape`."""
-    what = f"{type(optimizer).__name__}: the average of {label}"
-    _buffers.check_array(average, what, shape=shape, writable=False)
+def _offset(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any) -> int | None:
+    """Index of the first element of parameter `key` for the rounding, if the state dict tells."""
+    offset = state_dict.get("offsets", {}).get(key)
+    if offset is not None and (isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < 2**62):
+        name = type(optimizer).__name__
+        raise ValueError(f"{name}: offsets of the state_dict must be integers >= 0, got {offset!r} for {key!r}")
+    return offset
+
+
+def check_beside(optimizer: Optimizer, loaded: Loaded, shape: tuple[int, ...], label: str) -> None:
+    """Raise unless average and lower half, if there are any, are for a parameter of `shape`."""
+    name = type(optimizer).__name__
+    if loaded.average is not None:
+        _buffers.check_array(loaded.average, f"{name}: the average of {label}", shape=shape, writable=False)
+    if loaded.low is not None:
+        what = f"{name}: the lower half of {label}"
+        _buffers.check_array(loaded.low, what, shape=shape, dtypes=(np.uint16,), writable=False)
 
 
 def _hypers(optimizer: Optimizer, k: int, saved: Mapping[str, Any], ours: bool) -> dict[str, Any]:
@@ -195,9 +205,10 @@ def check_entry(
     missing = [key for key in ("step", *spec.running) if key not in entry]
     if entry.get("step") != 0:
         missing += [key for key in needed if key not in entry]
-    scales = [scale_name(key) for key in spec.states if _codecs.codec(state_dtype, spec.kinds[key]).has_scales]
-    missing += [key for key in scales if key not in entry and key.removesuffix(scale_name("")) in entry]
-    unknown = [key for key in entry if key not in {"step", *spec.running, *spec.states, *scales}]
+    coded = [key for key in spec.states if key in entry and _codecs.codec(state_dtype, spec.kinds[key]).has_scales]
+    missing += [scale_name(key) for key in coded if scale_name(key) not in entry]
+    known = {"step", *spec.running, *spec.states, *map(scale_name, coded)}
+    unknown = [key for key in entry if key not in known]
     if missing or unknown:
         raise KeyError(f"{name}: state of {label} does not fit: unknown {unknown}, missing {missing}")
     step = entry["step"]
@@ -242,8 +253,9 @@ def as_kept(
     return result
 
 
-def fill(optimizer: Optimizer, tensor: _Tensor, entry: Mapping[str, Any], average: Any) -> None:
-    """Copy the checked `entry` and `average` (None: the parameter itself) into `tensor`."""
+def fill(optimizer: Optimizer, tensor: _Tensor, loaded: Loaded) -> None:
+    """Copy what was loaded, and checked, into `tensor`; without an average the parameter itself is one."""
+    entry, average, low, offset = loaded
     spec = optimizer.spec
     values = optimizer.param_groups[tensor.group]
     needed = spec.states_for(spec.flags(values))
@@ -260,6 +272,10 @@ def fill(optimizer: Optimizer, tensor: _Tensor, entry: Mapping[str, Any], averag
     tensor.step[...] = int(entry["step"])
     for k, name in enumerate(spec.running):
         tensor.running[k] = float(entry[name])
+    if offset is not None:
+        tensor.index = offset
+    if low is not None and tensor.low is not None:
+        tensor.low[...] = low
     if tensor.ema is not None:
         tensor.ema[...] = tensor.values() if average is None else average
     if tensor.copy is not None:

@@ -612,6 +612,7 @@ cdef double sum_squares(
 
 cdef struct Tensor:
     void* data                   # of the parameter, or of its upper half
+    int type_number              # NumPy's, of the parameter
     uint16_t* low                # its lower half where parameters are split
     char* states[MAX_STATES]     # in the order of the optimizer's states; NULL where it keeps none
     uint16_t* scales[MAX_STATES]
@@ -736,7 +737,6 @@ cdef class Plan:
     cdef double* sums
     cdef double* norms
     cdef int bfloat16_type  # NumPy's number of the bfloat16 type last seen, or -1
-    cdef int parameter_type  # NumPy's number
     cdef int state_dtype     # STATES_FLOAT32, ...: which of a kernel's tile functions runs
     cdef int state_size      # bytes of an element of a state
     cdef uint64_t seed
@@ -792,7 +792,6 @@ cdef class Plan:
         }[optimizer.state_dtype]
         cdef bint split = optimizer.master == "split"
         cdef int64_t index = 0
-        self.parameter_type = cnp.NPY_FLOAT32
         self.state_size = 4
         self.arrays = [tensor.array for tensor in tensors]
         self.shapes = <cnp.npy_intp*>calloc(sum([array.ndim for array in self.arrays]) + 1, sizeof(cnp.npy_intp))
@@ -804,7 +803,7 @@ cdef class Plan:
             t = &self.tensors[i]
             tensor = tensors[i]
             array = tensor.array
-            self.parameter_type = cnp.PyArray_TYPE(array)
+            t.type_number = cnp.PyArray_TYPE(array)
             t.data = cnp.PyArray_DATA(array)
             t.n = cnp.PyArray_SIZE(array)
             t.index = index
@@ -977,7 +976,7 @@ cdef class Plan:
         if (
             not cnp.PyArray_ISWRITEABLE(p)
             or cnp.PyArray_DATA(p) != t.data
-            or cnp.PyArray_TYPE(p) != self.parameter_type
+            or cnp.PyArray_TYPE(p) != t.type_number
             or cnp.PyArray_NDIM(p) != t.n_dims
         ):
             _buffers.refuse_changed_parameter(self.optimizer(), i)

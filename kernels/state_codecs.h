@@ -4,11 +4,15 @@
  * ------
  * Why stochastic. A moving average moves by (1 - beta) of a difference: with beta2 = 0.999 that is below half a unit
  * of any format with fewer than 10 bits of fraction, so rounding to nearest would stall it. Here x is rounded up with
- * the probability of its distance to the lower neighbour: the expected value of a stored state is exact.
+ * the probability of its distance to the lower neighbour: the expected value of what is stored is x. (Exceptions: the
+ * floor of unsigned codes below, and a block that outgrows its scale, in that one step: what tells is the same random
+ * bits.)
  *
  * Randomness. No generator is carried along: the number for element e of state k is
  *
- *     r(e, k) = lane[e % 64] ^ (20 bits of hash(seed, step, e / 64 or the block's first element))
+ *     r(e, k) = lane[e % 64] ^ (20 bits of hash(seed, step, e / 64), other ones for every k)
+ *
+ * (in 8 bits counted from the block's first element, which stands for e / 64)
  *
  * with lane[j] = the 6 bits of j reversed, times 2^14. Each element's r is uniform and independent from step to step;
  * the 64 elements of a block get 64 different strata of [0, 1) (a digital net under a random digital shift), so

@@ -527,6 +527,8 @@ def test_an_optimizer_pickles_with_its_state_in_low_precision(state_dtype):
         (lambda s: s["state"][0].update(exp_avg_scale=np.zeros(3, np.uint16)), TypeError, r"uint16 of shape \(2,\)"),
         (lambda s: s.update(state_dtype="4bit"), ValueError, "state_dtype of the state_dict must be one of"),
         (lambda s: s.update(seed=-1), ValueError, "seed must be an integer"),
+        (lambda s: s["offsets"].update({0: -1}), ValueError, "offsets of the state_dict must be integers"),
+        (lambda s: s["state"][0].update(max_exp_avg_sq_scale=1), KeyError, r"unknown \['max_exp_avg_sq_scale'\]"),
     ],
 )
 def test_a_state_dict_that_does_not_fit_is_refused_unchanged(change, error, message):
@@ -555,6 +557,45 @@ def test_a_state_dict_that_does_not_fit_is_refused_unchanged(change, error, mess
 def test_options_that_make_no_sense_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         fastopt.Adam(np.ones(3, np.float32), **options)
+
+
+@pytest.mark.parametrize("state_dtype", LOW)
+def test_names_in_another_order_resume_with_the_same_bits(state_dtype):
+    """The rounding goes by element, and an element keeps its number."""
+    g = next(gradients(100))
+    first = {"a": np.ones(100, np.float32), "b": np.ones(100, np.float32)}
+    optimizer = fastopt.Adam(first, state_dtype=state_dtype)
+    optimizer.step({"a": g, "b": -g})
+    second = {"b": first["b"].copy(), "a": first["a"].copy()}
+    resumed = fastopt.Adam(second, state_dtype=state_dtype)
+    resumed.load_state_dict(optimizer.state_dict())
+    late = fastopt.Adam(state_dtype=state_dtype)
+    late.load_state_dict(pickle.loads(pickle.dumps(resumed.state_dict())))
+    third = {"b": first["b"].copy(), "a": first["a"].copy()}
+    for _ in range(3):
+        optimizer.step({"a": g, "b": -g})
+        resumed.step({"a": g, "b": -g})
+        late.update(third, {"a": g, "b": -g})
+    for name in first:
+        assert_same_bits(second[name], first[name], name)
+        assert_same_bits(third[name], first[name], name)
+
+
+def test_codes_of_every_array_begin_at_a_word():
+    """Neighbours in memory have neighbouring states; codes are read as words of four."""
+    buffer = fastopt.FlatBuffer({"a": 33, "b": 200, "c": (7, 100), "d": 1, "e": 128, "f": 64})
+    optimizer = fastopt.Adam(buffer, state_dtype="8bit")
+    for state in optimizer.state.values():
+        assert state["exp_avg"].ctypes.data % BLOCK == 0
+    e, f = optimizer.state["e"]["exp_avg"], optimizer.state["f"]["exp_avg"]
+    assert f.ctypes.data == e.ctypes.data + e.nbytes
+
+
+def test_a_parameter_must_not_lie_in_scales():
+    optimizer = fastopt.Adam({"a": np.ones(256, np.float32)}, state_dtype="8bit")
+    scales = optimizer.state["a"]["exp_avg_sq_scale"].view(np.float32)
+    with pytest.raises(ValueError, match="scales of state 'exp_avg_sq'"):
+        optimizer.add_param_group({"params": {"x": scales}})
 
 
 # --- Parameters in two halves
@@ -654,6 +695,48 @@ def test_split_parameters_swap_with_their_average():
         assert_same_bits(optimizer.master_params[0], before[1], "swapped")
     assert_same_bits(optimizer.master_params[0], before[0], "swapped back")
     assert_same_bits(optimizer.ema[0], before[1], "swapped back")
+
+
+def test_split_parameters_may_be_of_both_types_and_of_no_dimension():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    params = [np.zeros(3, np.uint16), np.zeros(3, ml_dtypes.bfloat16), np.array(0x3F80, np.uint16)]
+    for backend in ("cpu", "reference"):
+        optimizer = fastopt.SGD(params, lr=0.5, master="split", copy_dtype="float16", backend=backend)
+        before = optimizer.master_params
+        grads = [np.ones(p.shape, np.float32) for p in params]
+        optimizer.step(grads)
+        for master, was in zip(optimizer.master_params, before, strict=True):
+            assert isinstance(master, np.ndarray)
+            np.testing.assert_array_equal(master, was - np.float32(0.5))
+
+
+def test_a_split_optimizer_resumes_before_it_has_seen_its_parameters():
+    high = np.full(100, 0x3F80, np.uint16)
+    optimizer = fastopt.SGD({"w": high}, lr=0.001, master="split", ema_decay=0.5)
+    g = np.ones(100, np.float32)
+    optimizer.step({"w": g})
+    late, copy = fastopt.SGD(master="split", ema_decay=0.5), high.copy()
+    late.load_state_dict(pickle.loads(pickle.dumps(optimizer.state_dict())))
+    late = pickle.loads(pickle.dumps(late))
+    late.update({"w": copy}, {"w": g})
+    optimizer.step({"w": g})
+    assert_same_bits(late.master_params["w"], optimizer.master_params["w"], "resumed")
+    assert_same_bits(late.ema["w"], optimizer.ema["w"], "the average")
+
+
+def test_a_lower_half_must_be_there():
+    optimizer = fastopt.SGD([np.full(10, 0x3F80, np.uint16)], master="split")
+    saved = optimizer.state_dict()
+    saved["master_low"][0] = None
+    with pytest.raises(KeyError, match="no lower half for parameter 0"):
+        optimizer.load_state_dict(saved)
+
+
+def test_parameters_cannot_be_set_from_their_own_memory():
+    memory = np.linspace(1, 2, 10).astype(np.float32)
+    optimizer = fastopt.SGD(memory.view(np.uint16)[:10], master="split")
+    with pytest.raises(ValueError, match="overlap the parameters in memory"):
+        optimizer.load_master_params(memory)
 
 
 def test_split_parameters_are_guarded():
