@@ -25,9 +25,9 @@ _HUGE_PAGE = 2 << 20
 _HUGE_FROM = 4 << 20
 _PAGE = 4 << 10
 _staggered = itertools.cycle(range(0, _PAGE, 5 * ALIGNMENT))
-"""Where in a page large arrays start, one after the other. A load whose address has the low 12 bits of a store under way
-waits for it, and streams that are walked together at the same place of their pages meet all the time: Adam with bfloat16
-states was 14% slower at 1e7 parameters (with float32 states, level)."""
+"""Where in a page large arrays start, one after the other. A load whose address has the low 12 bits of a store under
+way waits for it, and streams that are walked together at the same place of their pages meet all the time: Adam with
+bfloat16 states was 14% slower at 1e7 parameters (with float32 states, level)."""
 
 
 # --- Arrays -----------------------------------------------------------------------------------------------
