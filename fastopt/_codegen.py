@@ -26,7 +26,10 @@ from fastopt._rule import Spec
 FUNCTIONS = ("sqrt", "sign", "fabs", "maximum", "minimum", "copysign")
 # How kernels are compiled. No contraction and no fast-math: a kernel's bits are those of its rule, one operation at
 # a time. The other two only say that nobody reads errno or traps, without which sqrt and selections do not vectorize.
-FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = (
+    *("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+    "--param=max-completely-peel-times=8",  # or GCC unrolls a loop of 16 before it thinks of vectors
+)
 ISA_FLAGS: Mapping[str, tuple[str, ...]] = {
     "baseline": (),
     "x86-64-v3": ("-march=x86-64-v3",),
@@ -335,7 +338,7 @@ def _wrapped(items: Iterable[str], indent: int) -> str:
 
 _TILE_ARGUMENTS = (
     "float* p, const float* g, void* const* states, uint16_t* const* scales, Py_ssize_t start, Py_ssize_t n,\n"
-    "    const float* scalars, const dither* random"
+    "    const float* scalars, const tile_context* context"
 )
 
 
@@ -378,7 +381,7 @@ def _float32_tile(kernel: Kernel) -> str:
     unpack = ["cdef stream p_stream = p", "cdef stream g_stream = <stream>g"]
     unpack += [f"cdef stream {name}_stream = <stream>states[{k}] + start" for k, name in enumerate(kernel.streams[2:])]
     unpack += [f"cdef float {name} = scalars[{kernel.scalars.index(name)}]" for name in kernel.used_scalars]
-    prefetch = [f"prefetch_block({name}_stream + at)" for name in kernel.streams]
+    prefetch = [f"prefetch_line({name}_stream + at, context.distance)" for name in kernel.streams]
     at = [f"{name}_stream + at" for name in kernel.streams]
 
     def call(n: str, indent: int) -> str:
@@ -399,10 +402,10 @@ cdef void {kernel.name}_tile(
 ) noexcept nogil:
 {_indented(unpack, 4)}
     cdef Py_ssize_t at = 0
-    while at + BLOCK <= n:
+    while at + LINE <= n:
 {_indented(prefetch, 8)}
-        {call("BLOCK", 8)}
-        at += BLOCK
+        {call("LINE", 8)}
+        at += LINE
     {call("n - at", 4)}
 """
 
@@ -428,8 +431,8 @@ def _bfloat16_tile(kernel: Kernel) -> str:
         for k, stream in enumerate(kernel.streams[2:])
     ]
     unpack += [f"cdef float {name} = scalars[{kernel.scalars.index(name)}]" for name in kernel.used_scalars]
-    far = {"halves": "prefetch_bfloat16_far", "stream": "prefetch_block_far"}
-    prefetch = [f"{far[of_type[stream]]}({stream}_stream + at)" for stream in kernel.streams]
+    fetch = {"halves": "prefetch_bfloat16", "stream": "prefetch_block"}
+    prefetch = [f"{fetch[of_type[stream]]}({stream}_stream + at, context.distance)" for stream in kernel.streams]
     at = [f"{stream}_stream + at" for stream in kernel.streams]
     at += [f"dither_of_state(bits, {k}) >> 4" for k in range(len(kernel.states))]
 
@@ -455,9 +458,9 @@ cdef void {name}_tile(
     cdef Py_ssize_t lane, length
     cdef uint64_t bits
     while at < n:
-        lane = (random.index + start + at) & (BLOCK - 1)
+        lane = (context.index + start + at) & (BLOCK - 1)
         length = min(BLOCK - lane, n - at)
-        bits = dither_bits(random, random.index + start + at - lane)
+        bits = dither_bits(context, context.index + start + at - lane)
         if length == BLOCK:
 {_indented(prefetch, 12)}
             {call("LANES_OF_16_BITS", "BLOCK", 12)}
@@ -544,7 +547,7 @@ cdef coded_rule {name}_rule
 cdef void {name}_tile(
     {_TILE_ARGUMENTS}
 ) noexcept nogil:
-    run_coded_tile(&{name}_rule, p, g, states, scales, start, n, scalars, random)
+    run_coded_tile(&{name}_rule, p, g, states, scales, start, n, scalars, context)
 """
 
 

@@ -26,11 +26,11 @@ typedef struct {
 /* Encodes up to 64 values of every state, from element `at` of a tile on, the long way. */
 static void encode_states(
     const coded_rule *rule, float (*values)[TILE_ELEMENTS], ptrdiff_t at, void *const *states,
-    uint16_t *const *scales, ptrdiff_t start, ptrdiff_t n, const dither *random
+    uint16_t *const *scales, ptrdiff_t start, ptrdiff_t n, const tile_context *context
 ) {
-    int64_t first = random->index + start + at;
-    uint64_t bits = dither_bits(random, first);
-    int lowers = block_to_lower(random, first) == 0;
+    int64_t first = context->index + start + at;
+    uint64_t bits = dither_bits(context, first);
+    int lowers = block_to_lower(context, first) == 0;
     for (int k = 0; k < rule->n_states; k++)
         encode_block(
             values[k] + at, n, rule->is_signed[k], dither_of_state(bits, k), lowers,
@@ -57,7 +57,7 @@ static int may_be_lowered(const coded_rule *rule, void *const *states, uint16_t 
 static void take_the_long_way(
     const coded_rule *rule, float *p, const float *g, float (*values)[TILE_ELEMENTS], ptrdiff_t at,
     void *const *states, uint16_t *const *scales, ptrdiff_t start, ptrdiff_t n, const float *scalars,
-    const dither *random
+    const tile_context *context
 ) {
     void *decoded[MAX_STATES + 1];
     float *update = (float *)states[rule->n_states];
@@ -67,14 +67,14 @@ static void take_the_long_way(
         decoded[k] = values[k] + at;
     }
     decoded[rule->n_states] = update == NULL ? NULL : update + start + at;
-    rule->float32(p + at, g + at, decoded, NULL, 0, n, scalars, random);
-    encode_states(rule, values, at, states, scales, start, n, random);
+    rule->float32(p + at, g + at, decoded, NULL, 0, n, scalars, context);
+    encode_states(rule, values, at, states, scales, start, n, context);
 }
 
 /* `start` is a multiple of 64, and so is `n` but at the end of a tensor. */
 static void run_coded_tile(
     const coded_rule *rule, float *p, const float *g, void *const *states, uint16_t *const *scales, ptrdiff_t start,
-    ptrdiff_t n, const float *scalars, const dither *random
+    ptrdiff_t n, const float *scalars, const tile_context *context
 ) {
     float values[MAX_CODED_STATES][TILE_ELEMENTS] ALIGNED_64;
     uint32_t overflow[TILE_ELEMENTS / CODE_BLOCK][CODE_WORDS] ALIGNED_64;
@@ -83,13 +83,13 @@ static void run_coded_tile(
     float *update = (float *)states[rule->n_states];
     for (ptrdiff_t block = 0; block < n_blocks; block++) {
         ptrdiff_t at = block * CODE_BLOCK;
-        uint64_t bits = dither_bits(random, random->index + start + at);
+        uint64_t bits = dither_bits(context, context->index + start + at);
         uint32_t flagged = 0;
         block_code code[MAX_CODED_STATES];
         void *codes[MAX_CODED_STATES];
         float *block_values[MAX_CODED_STATES];
-        prefetch_block_far(p + at);
-        prefetch_block_far(g + at);
+        prefetch_block(p + at, context->distance);
+        prefetch_block(g + at, context->distance);
         for (int k = 0; k < rule->n_states; k++) {
             uint32_t scale = scales[k][(start + at) / CODE_BLOCK];
             uint32_t of_state = dither_of_state(bits, k);
@@ -97,10 +97,10 @@ static void run_coded_tile(
             codes[k] = (uint8_t *)states[k] + start + at;
             block_values[k] = values[k] + at;
             flagged |= scale & FLAGGED;
-            prefetch_codes_far(codes[k]);
+            prefetch_codes((uint8_t *)codes[k], context->distance);
         }
         if (flagged) {
-            take_the_long_way(rule, p, g, values, at, states, scales, start, CODE_BLOCK, scalars, random);
+            take_the_long_way(rule, p, g, values, at, states, scales, start, CODE_BLOCK, scalars, context);
             memset(overflow[block], 0, sizeof overflow[block]);
         } else {
             float *of_block = update == NULL ? NULL : update + start + at;
@@ -109,7 +109,7 @@ static void run_coded_tile(
     }
     if (n % CODE_BLOCK)
         take_the_long_way(
-            rule, p, g, values, n_blocks * CODE_BLOCK, states, scales, start, n % CODE_BLOCK, scalars, random
+            rule, p, g, values, n_blocks * CODE_BLOCK, states, scales, start, n % CODE_BLOCK, scalars, context
         );
     for (ptrdiff_t block = 0; block < n_blocks; block++)
         for (int i = 0; i < CODE_WORDS; i++)
@@ -122,11 +122,11 @@ static void run_coded_tile(
             for (int i = 0; i < CODE_WORDS; i++)
                 over |= overflow[block][i];
             if (over & OVERFLOW_BITS)
-                encode_states(rule, values, block * CODE_BLOCK, states, scales, start, CODE_BLOCK, random);
+                encode_states(rule, values, block * CODE_BLOCK, states, scales, start, CODE_BLOCK, context);
         }
-    ptrdiff_t looked_at = block_to_lower(random, random->index + start);
+    ptrdiff_t looked_at = block_to_lower(context, context->index + start);
     if (looked_at < n_blocks && may_be_lowered(rule, states, scales, start + looked_at * CODE_BLOCK))
-        encode_states(rule, values, looked_at * CODE_BLOCK, states, scales, start, CODE_BLOCK, random);
+        encode_states(rule, values, looked_at * CODE_BLOCK, states, scales, start, CODE_BLOCK, context);
 }
 
 #endif

@@ -50,12 +50,13 @@ cdef extern from "kernel.h":
     enum: STATES_FLOAT32
     enum: STATES_BFLOAT16
     enum: STATES_8BIT
-    ctypedef struct dither:
+    ctypedef struct tile_context:
         uint64_t key
         int64_t index
         uint32_t step
+        int distance
     ctypedef void (*tile_function)(
-        float*, const float*, void* const*, uint16_t* const*, Py_ssize_t, Py_ssize_t, const float*, const dither*
+        float*, const float*, void* const*, uint16_t* const*, Py_ssize_t, Py_ssize_t, const float*, const tile_context*
     ) noexcept nogil
     ctypedef void (*scalars_function)(const double*, double, double*, float*) noexcept nogil
     ctypedef double (*trust_function)(const double*, double, double) noexcept nogil
@@ -76,6 +77,11 @@ cdef extern from "kernel.h":
         void (*apply)(float*, const float*, Py_ssize_t, float) noexcept nogil
         void (*average)(const float*, float*, Py_ssize_t, float, float) noexcept nogil
         void (*sum_squares)(const float*, Py_ssize_t, float, Py_ssize_t, double*) noexcept nogil
+
+cdef extern from "prefetch.h":
+    enum: FAR_DISTANCE
+    enum: NEAR_DISTANCE
+    enum: FAR_FROM
 
 cdef extern from "control_word.h":
     ctypedef unsigned int control_word
@@ -238,7 +244,7 @@ cdef struct Segment:
     Py_ssize_t n
     tile_function tile
     const float* scalars
-    dither random   # of states in low precision
+    tile_context context
     char* gradient  # as the caller holds it
     int storage     # of the gradient
     float* ema      # NULL unless weights are averaged
@@ -328,7 +334,7 @@ cdef void run_surrounded_tile(
         else:
             segment.tile(
                 p, clipped_gradient(segment, at, n, pipeline, pipeline.clips, gradient), segment.states,
-                segment.scales, at, n, segment.scalars, &segment.random
+                segment.scales, at, n, segment.scalars, &segment.context
             )
         if segment.p == NULL:
             stages.split(p, segment.high + at, segment.low + at, n)
@@ -365,7 +371,7 @@ cdef void measure_block(const Segment* segment, Py_ssize_t block, const Pipeline
         )
         stages.sum_squares(p, n, 1.0, at % LANES, p_lanes)
         if pipeline.trust == TRUST_UPDATE:
-            segment.tile(p, g, segment.states, segment.scales, at, n, segment.scalars, &segment.random)
+            segment.tile(p, g, segment.states, segment.scales, at, n, segment.scalars, &segment.context)
             stages.sum_squares(segment.update + at, n, 1.0, at % LANES, other_lanes)
         else:
             stages.sum_squares(g, n, 1.0, at % LANES, other_lanes)
@@ -459,7 +465,7 @@ cdef void run_share(
                 segments[k].tile(
                     segments[k].p + at, <const float*>segments[k].gradient + at, segments[k].states,
                     segments[k].scales, at, min(<Py_ssize_t>TILE_ELEMENTS, stop - at), segments[k].scalars,
-                    &segments[k].random
+                    &segments[k].context
                 )
                 at += TILE_ELEMENTS
         else:
@@ -661,7 +667,7 @@ cdef inline bint follows(const Segment* before, const Segment* after, int state_
             return False
     elif before.high + before.n != after.high or before.low + before.n != after.low:
         return False
-    if state_size != 4 and before.random.index + before.n != after.random.index:
+    if state_size != 4 and before.context.index + before.n != after.context.index:
         return False
     if before.storage != after.storage or before.gradient + before.n * item_size(before.storage) != after.gradient:
         return False
@@ -740,6 +746,7 @@ cdef class Plan:
     cdef int state_dtype     # STATES_FLOAT32, ...: which of a kernel's tile functions runs
     cdef int state_size      # bytes of an element of a state
     cdef uint64_t seed
+    cdef int distance        # of prefetches
     cdef Active* zeroable   # the gradients that were last found to be disjoint
     cdef Py_ssize_t n_zeroable
     cdef public int n_threads
@@ -769,6 +776,7 @@ cdef class Plan:
         self.scalars = <float*>calloc((self.n_tensors + 1) * MAX_SCALARS, sizeof(float))
         self.pieces = <Piece*>calloc(self.n_tensors + 1, sizeof(Piece))
         total = sum([tensor.array.size for tensor in tensors])
+        self.distance = FAR_DISTANCE if total >= FAR_FROM else NEAR_DISTANCE
         self.sums = <double*>calloc(total // NORM_BLOCK + 1, sizeof(double))
         if not (self.tensors and self.groups and self.active and self.segments and self.scalars):
             raise MemoryError
@@ -1115,10 +1123,11 @@ cdef class Plan:
             next_one.states[group.n_states] = NULL
             next_one.n_states = group.n_states
             next_one.n = t.n
+            next_one.context.distance = self.distance
             if self.state_dtype != STATES_FLOAT32:
-                next_one.random.step = <uint32_t>(t.step[0] + 1)
-                next_one.random.key = dither_key(self.seed, t.step[0] + 1)
-                next_one.random.index = t.index
+                next_one.context.step = <uint32_t>(t.step[0] + 1)
+                next_one.context.key = dither_key(self.seed, t.step[0] + 1)
+                next_one.context.index = t.index
             next_one.ema = t.ema
             next_one.copy = t.copy
             next_one.tile = group.kernel.tile[self.state_dtype]
@@ -1316,6 +1325,7 @@ def run_once(
     segment.gradient = <char*>cnp.PyArray_DATA(array)
     segment.n = n
     segment.tile = chosen.tile[STATES_FLOAT32]
+    segment.context.distance = FAR_DISTANCE if n >= FAR_FROM else NEAR_DISTANCE
     segment.scalars = scalars
     segment.kernel = chosen
     segment.hyper = values

@@ -20,12 +20,14 @@
 /* Elements of one call of a kernel at most. */
 #define TILE_ELEMENTS 1024
 
-/* Where a step's rounding of low-precision states takes its random bits from (state_codecs.h). */
+/* What a tile has to know of its step: where the rounding of low-precision states takes its random bits from
+ * (state_codecs.h), and how far ahead streams are fetched (prefetch.h). */
 typedef struct {
     uint64_t key;  /* hash of seed and step */
     int64_t index; /* of a segment's first element among all of the optimizer's */
     uint32_t step;
-} dither;
+    int32_t distance; /* elements */
+} tile_context;
 
 /* How an optimizer keeps its states. */
 enum { STATES_FLOAT32, STATES_BFLOAT16, STATES_8BIT, N_STATE_DTYPES };
@@ -35,7 +37,7 @@ enum { STATES_FLOAT32, STATES_BFLOAT16, STATES_8BIT, N_STATE_DTYPES };
  * the states. */
 typedef void (*tile_function)(
     float *p, const float *g, void *const *states, uint16_t *const *scales, ptrdiff_t start, ptrdiff_t n,
-    const float *scalars, const dither *random
+    const float *scalars, const tile_context *context
 );
 
 /* Computes the scalars of step number `step` (1 is the first) and advances the running ones. */

@@ -79,8 +79,8 @@ static const uint32_t LANES_OF_20_BITS[64] = {LANES_64(14)};
 static const uint32_t LANES_OF_16_BITS[64] = {LANES_64(10)};
 
 /* 60 random bits, 20 for each of three states, for the elements from `first` on (the finalizer of SplitMix64). */
-static inline uint64_t dither_bits(const dither *random, int64_t first) {
-    uint64_t x = random->key + (uint64_t)first * 0x9e3779b97f4a7c15u;
+static inline uint64_t dither_bits(const tile_context *context, int64_t first) {
+    uint64_t x = context->key + (uint64_t)first * 0x9e3779b97f4a7c15u;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
     return x ^ (x >> 31);
@@ -284,8 +284,8 @@ static void encode_block(
 }
 
 /* Which of 16 blocks in a row, the first of which starts at element `first`, this step looks at for a lower scale. */
-static inline ptrdiff_t block_to_lower(const dither *random, int64_t first) {
-    return (ptrdiff_t)(0u - ((uint32_t)((uint64_t)first / CODE_BLOCK) + random->step)) & (LOWERED_EVERY - 1);
+static inline ptrdiff_t block_to_lower(const tile_context *context, int64_t first) {
+    return (ptrdiff_t)(0u - ((uint32_t)((uint64_t)first / CODE_BLOCK) + context->step)) & (LOWERED_EVERY - 1);
 }
 
 #endif
