@@ -799,7 +799,6 @@ cdef class Plan:
             "float32": STATES_FLOAT32, "bfloat16": STATES_BFLOAT16, "8bit": STATES_8BIT
         }[optimizer.state_dtype]
         cdef bint split = optimizer.master == "split"
-        cdef int64_t index = 0
         self.state_size = 4
         self.arrays = [tensor.array for tensor in tensors]
         self.shapes = <cnp.npy_intp*>calloc(sum([array.ndim for array in self.arrays]) + 1, sizeof(cnp.npy_intp))
@@ -814,8 +813,7 @@ cdef class Plan:
             t.type_number = cnp.PyArray_TYPE(array)
             t.data = cnp.PyArray_DATA(array)
             t.n = cnp.PyArray_SIZE(array)
-            t.index = index
-            index += t.n
+            t.index = tensor.index
             t.n_dims = cnp.PyArray_NDIM(array)
             t.shape = shape
             for k in range(t.n_dims):
@@ -1141,7 +1139,8 @@ cdef class Plan:
                     next_one.states[group.n_states] = t.update
             next_one.scalars = scalars
             total[0] += t.n
-            if trust == NO_TRUST and made.n > 0 and made.scalars == scalars and follows(&made, &next_one, self.state_size):
+            same = trust == NO_TRUST and made.n > 0 and made.scalars == scalars
+            if same and follows(&made, &next_one, self.state_size):
                 made.n += t.n
                 continue
             if made.n:
