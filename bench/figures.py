@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import plots, promises, report, results
-from bench.ours import NAME, PROBE
+from bench.ours import FLOAT32, NAME, PROBE
 from bench.results import LARGE, Cell, Results
 from bench.samples import seconds, short
 from bench.workloads import MODELS
@@ -56,6 +56,7 @@ def text(run: Results) -> str:
         _table("step", [*single, *many]),
         _table("step of 10 million parameters, not fused in torch", unfused),
         _table("whole tail: clip by norm, AdamW, average, bfloat16 copy, zero", tails, only_label=True),
+        _states(run.section("states")),
         _sentence(run),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -84,6 +85,20 @@ def _table(what: str, cells: Sequence[Cell], only_label: bool = False) -> str:
         times = [seconds(entry.sample.median) for entry in (cell.ours, fastest)]
         rows.append([name, times[0], f"{times[1]} ({fastest.contestant})", _factor(faster)])
     return report.table((what, NAME, "fastest peer", "times faster"), rows) if rows else ""
+
+
+def _states(cells: Sequence[Cell]) -> str:
+    """Steps with states in low precision beside the same with float32 states."""
+    rows = []
+    for cell in cells:
+        if FLOAT32 not in cell.entries:
+            continue
+        times = [seconds(cell.ours.sample.median), seconds(cell.entries[FLOAT32].sample.median)]
+        name = f"{cell.info['title']}, {cell.info['label']}"
+        moved = short(cell.info["bytes_per_parameter"])
+        rows.append([name, moved, *times, _factor(cell.times_faster(FLOAT32).median)])
+    header = ("fewer bytes", "bytes moved a parameter", NAME, "float32 states", "times faster")
+    return report.table(header, rows) if rows else ""
 
 
 def _factor(value: float) -> str:

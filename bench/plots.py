@@ -94,16 +94,17 @@ def _lines(axes: Any, cells: Sequence[Cell], attribute: str) -> None:
             axes.plot(x, y, label=label, zorder=order, **look)
 
 
-def roof(cells: Sequence[Cell]) -> float | None:
-    """GB/s of the probe at its best from `LARGE` parameters on, where caches do not help; None without such sizes."""
-    large = [cell.probe.gb_per_s for cell in cells if cell.probe and cell.info["parameters"] >= LARGE]
-    return max(large, default=None)
+def roof(cells: Sequence[Cell]) -> tuple[int, float] | None:
+    """The largest number of parameters, and GB/s of the probe there; None if caches may have helped (`LARGE`)."""
+    large = [(cell.info["parameters"], cell.probe.gb_per_s) for cell in cells if cell.probe]
+    return max((one for one in large if one[0] >= LARGE), default=None)
 
 
 def _mark_roof(axes: Any, cells: Sequence[Cell]) -> None:
-    height = roof(cells)
-    if height is not None:
-        label = f"roof: the probe's best from {size_name(LARGE)} on, {height:.0f} GB/s"
+    found = roof(cells)
+    if found is not None:
+        n, height = found
+        label = f"roof: the probe at {size_name(n)}, {height:.0f} GB/s"
         axes.axhline(height, color="#b00020", linestyle="--", linewidth=1.2, label=label, zorder=1)
 
 

@@ -491,7 +491,7 @@ def test_curves_are_drawn_as_png_and_svg(tmp_path):
     assert [path.name for path in written] == ["adam.png", "adam.svg"]
     assert written[0].read_bytes().startswith(b"\x89PNG")
     svg = written[1].read_text()
-    assert "roof: the probe's best from 1e7 on, 62 GB/s" in svg
+    assert "roof: the probe at 1e7, 62 GB/s" in svg
     assert "L2 2 MiB" in svg
 
 
@@ -634,6 +634,14 @@ def test_figures_come_from_the_results_alone(tmp_path):
     assert "steps move 56 to 56 GB/s" in text
     assert "fastopt reaches 90% to 90% of it" in text
     assert "In 1 of 3 workloads a peer or the probe is ahead" in text
+
+
+def test_figures_show_low_precision_states_beside_float32(tmp_path):
+    label = "states/Adam/state_dtype 8bit, 5e7"
+    entries = [canned.entry(label, "fastopt", [20e-3], bytes_per_parameter=16.125)]
+    entries.append(canned.entry(label, "fastopt, float32 states", [30e-3]))
+    text = figures.text(load(tmp_path, canned.results([*canned.curve(), *entries])))
+    assert "| Adam, state_dtype 8bit, 5e7 | 16.1 | 20 ms | 30 ms | 1.50 |" in text
 
 
 def test_figures_go_between_their_marks_and_nowhere_else(tmp_path):
