@@ -1,4 +1,4 @@
-"""The README's figures, written from a committed run."""
+"""The README's figures: `python -m bench.figures` writes them from the committed run."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def with_figures(readme: str, run: Results) -> str:
 
 def text(run: Results) -> str:
     """Tables and sentences, every number of them from `run`."""
-    peers = ", ".join(dict.fromkeys(run.run["peers"].values()))
+    peers = ", ".join(dict.fromkeys(part for version in run.run["peers"].values() for part in version.split(", ")))
     machine = run.machine
     intro = (
-        f"{machine['cpus']} processors of a {machine['processor']} ({machine['fastopt']['isa']}), "
+        f"{machine['cpus']} processors ({machine['processor']}, {machine['fastopt']['isa']}), "
         f"{machine['fastopt']['n_threads']} threads each, rounds interleaved on the same arrays, "
         f"medians. Peers: {peers}."
     )
@@ -125,3 +125,10 @@ def _sentence(run: Results) -> str:
     return (
         words + f"In {len(behind)} of {len(run.cells)} workloads a peer or the probe is ahead; the {link} names each."
     )
+
+
+if __name__ == "__main__":
+    last = committed()
+    if last is None:
+        raise SystemExit(f"no {results.FILE} in {RESULTS / MAIN}")
+    README.write_text(with_figures(README.read_text(encoding="utf-8"), last), encoding="utf-8")

@@ -622,12 +622,12 @@ def test_the_figures_of_the_readme_are_those_of_the_committed_run():
     if run is None:
         pytest.skip("no run is committed yet")
     text = figures.README.read_text(encoding="utf-8")
-    assert figures.with_figures(text, run) == text, "run `python tests/test_bench.py`"
+    assert figures.with_figures(text, run) == text, "run `python -m bench.figures`"
 
 
 def test_figures_come_from_the_results_alone(tmp_path):
     text = figures.text(load(tmp_path))
-    assert text.startswith("2 processors of a A processor (x86-64-v3), 2 threads each")
+    assert text.startswith("2 processors (A processor, x86-64-v3), 2 threads each")
     assert "Peers: torch 9.9, optax 8.8." in text
     assert "| Adam, 1e5 | 20 us | 40 us (torch-fused) | 2.00 |" in text
     assert "| Adam, 1e7 | 5 ms | 4 ms (optax) | 0.80 |" in text
@@ -656,10 +656,3 @@ def test_figures_go_between_their_marks_and_nowhere_else(tmp_path):
 def test_a_readme_without_marks_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no <!-- figures -->"):
         figures.with_figures("text", load(tmp_path))
-
-
-if __name__ == "__main__":
-    last = figures.committed()
-    if last is None:
-        raise SystemExit(f"no {bench_results.FILE} in {figures.RESULTS / figures.MAIN}")
-    figures.README.write_text(figures.with_figures(figures.README.read_text(encoding="utf-8"), last), encoding="utf-8")
