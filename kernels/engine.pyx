@@ -391,6 +391,16 @@ cdef double fold(double* lanes) noexcept nogil:
     return lanes[0]
 
 
+cdef double sum_of_blocks(const double* sums, Py_ssize_t n_blocks, Py_ssize_t stride) noexcept nogil:
+    """Sum over blocks, every `stride`-th number: block b in lane b % LANES, so that a GPU's warp does the same."""
+    cdef double lanes[LANES]
+    cdef Py_ssize_t block
+    memset(lanes, 0, sizeof(lanes))
+    for block in range(n_blocks):
+        lanes[block % LANES] += sums[block * stride]
+    return fold(lanes)
+
+
 cdef struct Position:
     Py_ssize_t segment
     Py_ssize_t element
@@ -500,17 +510,17 @@ cdef void run_trusted(
     Segment* segments, Py_ssize_t n_segments, Py_ssize_t total, Pipeline* pipeline, int n_threads
 ) noexcept nogil:
     """The same for an optimizer with a trust ratio: norms of every segment (a tensor each), ratios, the rest."""
-    cdef Py_ssize_t k, block
+    cdef Py_ssize_t k, n_blocks
     cdef double p_sum, other_sum, ratio
+    cdef const double* norms
     cdef float* scalars
     pipeline.phase = MEASURE
     run(segments, n_segments, total, pipeline, n_threads)
     for k in range(n_segments):
-        p_sum = 0.0
-        other_sum = 0.0
-        for block in range((segments[k].n + NORM_BLOCK - 1) // NORM_BLOCK):
-            p_sum += pipeline.norms[2 * (segments[k].first_block + block)]
-            other_sum += pipeline.norms[2 * (segments[k].first_block + block) + 1]
+        n_blocks = (segments[k].n + NORM_BLOCK - 1) // NORM_BLOCK
+        norms = pipeline.norms + 2 * segments[k].first_block
+        p_sum = sum_of_blocks(norms, n_blocks, 2)
+        other_sum = sum_of_blocks(norms + 1, n_blocks, 2)
         ratio = segments[k].kernel.trust(segments[k].hyper, sqrt(p_sum), sqrt(other_sum))
         if pipeline.trust == TRUST_UPDATE:
             segments[k].size = float32_at_most(segments[k].hyper[LR] * ratio)
@@ -530,8 +540,8 @@ cdef inline float float32_at_most(double x) noexcept nogil:
 # --- Norms ------------------------------------------------------------------------------------------------
 #
 # The sum of squares of an index space has the same bits whatever the threads, the vector width and the split
-# into tensors: element i goes to lane i % LANES of block i // NORM_BLOCK, in float64 and in order; lanes are
-# added up as a fixed tree, blocks one after the other.
+# into tensors: element i goes to lane i % LANES of block i // NORM_BLOCK, in float64 and in order; lanes are added
+# up as a fixed tree, and so are blocks, block b in lane b % LANES.
 
 cdef struct Piece:
     const char* data
@@ -602,16 +612,12 @@ cdef double sum_squares(
     """Sum of squares of (scale * x) over `total` elements; `sums` has room for a number per block."""
     cdef Py_ssize_t n_blocks = (total + NORM_BLOCK - 1) // NORM_BLOCK
     cdef int team = team_for(total, n_blocks, n_threads)
-    cdef double result = 0.0
-    cdef Py_ssize_t block
     if team <= 1:
         sum_share(pieces, n_pieces, n_blocks, scale, stages, sums, 0, 1)
     else:
         with nogil, parallel(num_threads=team):
             sum_share(pieces, n_pieces, n_blocks, scale, stages, sums, threadid(), team_size())
-    for block in range(n_blocks):
-        result += sums[block]
-    return result
+    return sum_of_blocks(sums, n_blocks, 1)
 
 
 # --- The plan ---------------------------------------------------------------------------------------------
