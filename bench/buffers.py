@@ -46,7 +46,7 @@ class Buffers:
             self.params, self.grads = (
                 [_buffers.zeros(int(np.prod(shape))).reshape(shape) for shape in workload.shapes] for _ in range(2)
             )
-        self.states: dict[str, list[Any]] = {name: _buffers.state_arrays(self.params, 0.0) for name in workload.states}
+        self.states: dict[str, list[Any]] = {name: _buffers.state_arrays(self.params) for name in workload.states}
         self._touch()
         self.reset()
 

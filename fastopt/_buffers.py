@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from fastopt import backends
+
 if TYPE_CHECKING:
     from fastopt._optimizer import Optimizer
 
@@ -100,8 +102,8 @@ def zeros(n: int) -> Array:
     return raw[start : start + nbytes].view(np.float32)
 
 
-def state_arrays(like: Sequence[Array], initial: float, dtype: Any = np.float32, block: int = 1) -> list[Any]:
-    """One array of `dtype` for each array in `like`, of its shape, filled with `initial`.
+def state_arrays(like: Sequence[Array], dtype: Any = np.float32, block: int = 1) -> list[Any]:
+    """One array of `dtype` for each array in `like`, of its shape, all zeros.
 
     All lie in one allocation. Neighbours in memory get neighbouring states, so that the engine can walk
     them as one; every other state starts on a cache line, and so does one that would begin inside a `block` of
@@ -116,11 +118,16 @@ def state_arrays(like: Sequence[Array], initial: float, dtype: Any = np.float32,
         offsets.append(end)
         end += array.size
     flat = zeros(-(-end * np.dtype(dtype).itemsize // 4)).view(dtype)
-    if initial:
-        flat.fill(initial)
     return [
         flat[offset : offset + array.size].reshape(array.shape) for offset, array in zip(offsets, like, strict=True)
     ]
+
+
+def scale_arrays(lengths: Sequence[int]) -> list[Any]:
+    """One uint16 array of each of these lengths, one after the other in memory."""
+    flat = zeros(-(-sum(lengths) // 2)).view(np.uint16)
+    ends = np.cumsum([0, *lengths])
+    return [flat[start : start + length] for start, length in zip(ends, lengths, strict=False)]
 
 
 # --- Gradients that the engine did not like ---------------------------------------------------------------
@@ -253,11 +260,15 @@ class FlatBuffer(Mapping[str, Array]):
     tensors : mapping
         Name -> shape (an int or a tuple of ints: the tensor starts as zeros) or name -> float32 array (its
         values are copied). A `FlatBuffer` is such a mapping.
+    backend : {"cpu", "cuda"}
+        Where the buffer is: in host memory, or on the GPU, where arrays are Numba's device arrays.
 
     Raises
     ------
     TypeError, ValueError
-        For names that are not strings, arrays that are not float32, and shapes that are none.
+        For names that are not strings, arrays that are not float32, shapes that are none, and another backend.
+    ImportError, RuntimeError
+        For "cuda" without its packages or without a GPU.
 
     Examples
     --------
@@ -271,12 +282,16 @@ class FlatBuffer(Mapping[str, Array]):
     array([1., 1., 1., 1., 1., 1., 7., 7., 7.], dtype=float32)
     """
 
-    __slots__ = ("_views", "flat")
+    __slots__ = ("_views", "backend", "flat")
 
     flat: Array
     """The whole buffer: float32, one dimension, 64-byte aligned."""
+    backend: str
+    """Where it is: "cpu" or "cuda"."""
 
-    def __init__(self, tensors: Mapping[str, Array | int | tuple[int, ...]]) -> None:
+    def __init__(self, tensors: Mapping[str, Array | int | tuple[int, ...]], backend: str = "cpu") -> None:
+        if backend not in ("cpu", "cuda"):
+            raise ValueError(f"FlatBuffer: backend must be 'cpu' or 'cuda', got {backend!r}")
         if not isinstance(tensors, Mapping):
             raise TypeError(f"FlatBuffer: tensors must map names to shapes or arrays, got {describe(tensors)}")
         shapes: dict[str, tuple[int, ...]] = {}
@@ -287,24 +302,32 @@ class FlatBuffer(Mapping[str, Array]):
         total = sum(_size(shape) for shape in shapes.values())
         if total > 2**58:
             raise ValueError(f"FlatBuffer: {total} numbers are more than any memory holds")
-        self.flat = zeros(total)
+        memory: Any = backends.resolve(backend).arrays
+        memory.check()
+        self.backend = backend
+        self.flat = zeros(total) if backend == "cpu" else memory.zeros(total)
         self._views: dict[str, Array] = {}
         start = 0
         for name, shape in shapes.items():
             end = start + _size(shape)
-            self._views[name] = self.flat[start:end].reshape(shape)
+            if backend == "cpu":
+                self._views[name] = self.flat[start:end].reshape(shape)
+            else:
+                self._views[name] = memory.part(self.flat, start, shape)
             start = end
         for name, tensor in tensors.items():
             if isinstance(tensor, np.ndarray):
-                self._views[name][...] = tensor
+                memory.put(self._views[name], tensor)
+            elif backends.lives_on_gpu(tensor):
+                memory.put(self._views[name], backends.resolve("cuda").arrays.fetch(tensor))
 
     def zeros_like(self) -> FlatBuffer:
         """A new buffer with the same names and shapes, all zeros: for gradients."""
-        return FlatBuffer({name: view.shape for name, view in self._views.items()})
+        return FlatBuffer({name: view.shape for name, view in self._views.items()}, self.backend)
 
     def copy(self) -> FlatBuffer:
         """A new buffer with the same names and values."""
-        return FlatBuffer(self._views)
+        return FlatBuffer(self._views, self.backend)
 
     def __getitem__(self, name: str) -> Array:
         return self._views[name]
@@ -316,11 +339,13 @@ class FlatBuffer(Mapping[str, Array]):
         return len(self._views)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FlatBuffer, (dict(self._views),)
+        fetch = backends.resolve(self.backend).arrays.fetch
+        return FlatBuffer, ({name: fetch(view) for name, view in self._views.items()}, self.backend)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {view.shape}" for name, view in self._views.items())
-        return f"FlatBuffer({{{shapes}}}, {self.flat.size} float32)"
+        where = "" if self.backend == "cpu" else " on the GPU"
+        return f"FlatBuffer({{{shapes}}}, {self.flat.size} float32{where})"
 
 
 def _shape(name: str, tensor: Any) -> tuple[int, ...]:
@@ -328,6 +353,10 @@ def _shape(name: str, tensor: Any) -> tuple[int, ...]:
         if tensor.dtype != np.float32 or isinstance(tensor, np.ma.MaskedArray):
             raise TypeError(f"FlatBuffer: {name!r} must be a float32 array, got {describe(tensor)}")
         return tensor.shape
+    if backends.lives_on_gpu(tensor):
+        memory = backends.resolve("cuda").arrays
+        memory.check_array(tensor, f"FlatBuffer: {name!r}", writable=False)
+        return memory.shape_of(tensor)
     sizes = tensor if isinstance(tensor, tuple) else (tensor,)
     if not all(isinstance(size, int | np.integer) and not isinstance(size, bool) for size in sizes):
         raise TypeError(f"FlatBuffer: {name!r} must be a shape or a float32 array, got {describe(tensor)}")

@@ -42,13 +42,21 @@ def _finalize(x: Any) -> Any:
     return x ^ (x >> np.uint64(31))
 
 
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def dither_key(seed: int, step: int) -> np.uint64:
+    """What the rounding of one step draws its bits from."""
+    with np.errstate(over="ignore"):
+        key = _finalize(np.uint64(seed) + _GOLDEN) ^ np.uint64(step)
+        return _finalize(key + _GOLDEN)
+
+
 def dither(random: Random, first: np.ndarray) -> np.ndarray:
     """20 random bits, uint32, for each run of elements that starts at one of `first`."""
-    golden = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
-        key = _finalize(np.uint64(random.seed) + golden) ^ np.uint64(random.step)
-        key = _finalize(key + golden)
-        bits = _finalize(key + first.astype(np.uint64) * golden)
+        key = dither_key(random.seed, random.step)
+        bits = _finalize(key + first.astype(np.uint64) * _GOLDEN)
     return (bits >> np.uint64(20 * random.position) & np.uint64(0xFFFFF)).astype(np.uint32)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _buffers, _threads, backends, optimizers  # noqa: F401  the registry is filled by importing them
+from fastopt import _buffers, _host, _threads, backends
+from fastopt import optimizers as optimizers  # the registry is filled by importing them
 from fastopt._rule import Spec, registry
 
 
@@ -110,12 +111,18 @@ def _call(
     if n_threads is not None:
         _threads.check_n_threads(n_threads)
     p = arrays["p"]
-    _buffers.check_array(p, f"{owner}: p", dtypes=dtypes)
-    _buffers.check_array(arrays["g"], f"{owner}: g", dtypes=(p.dtype.type,), shape=p.shape, writable=False)
+    if backend.NAME == "cpu" and backends.lives_on_gpu(p):
+        backend = backends.resolve("cuda")
+        backend.arrays.check()
+    memory = backend.arrays
+    memory.check_array(p, f"{owner}: p", dtypes=dtypes)
+    shape = memory.shape_of(p)
+    dtypes = (p.dtype.type,) if memory is _host else dtypes
+    memory.check_array(arrays["g"], f"{owner}: g", dtypes=dtypes, shape=shape, writable=False)
     needed = spec.states_for(spec.flags(values))
     for name in spec.states:
         if name in needed:
-            _buffers.check_array(arrays[name], f"{owner}: state {name!r}", dtypes=(p.dtype.type,), shape=p.shape)
+            memory.check_array(arrays[name], f"{owner}: state {name!r}", dtypes=dtypes, shape=shape)
         elif arrays[name] is not None:
             raise ValueError(f"{owner}: state {name!r} is used only with {spec.needed_when(name)}, pass None")
     running = None
@@ -126,8 +133,8 @@ def _call(
             raise ValueError(f"{owner}: {name} must have one element, got shape {running.shape}")
     arrays = {name: array for name, array in arrays.items() if array is not None}
     names = [*arrays, *spec.running]
-    overlap = backends.engine().Ranges([*arrays.values(), *([running] if running is not None else [])])
-    found = overlap.first_overlap()
+    beside = [running] if running is not None and memory is _host else []
+    found = memory.first_overlap([*arrays.values(), *beside])
     if found is not None:
         raise ValueError(f"{owner}: {names[found[0]]} and {names[found[1]]} overlap in memory")
     if not backend.run_once(spec, arrays, running, int(step), values, n_threads):

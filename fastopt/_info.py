@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TypedDict
 
 from fastopt import _codecs, _threads, backends
@@ -29,7 +30,7 @@ def info() -> Info:
     dict
         ``version``; ``isa``, the instruction set in use, and ``isas``, those that were built and run on this
         processor; ``n_threads``, threads of a step at most; ``openmp``, whether steps can use more than one;
-        ``backends``, their names.
+        ``backends``, those whose packages are installed.
 
     Examples
     --------
@@ -45,7 +46,7 @@ def info() -> Info:
         "isas": list(cpu.available_isas()),
         "n_threads": _threads.get_num_threads(),
         "openmp": backends.engine().OPENMP,
-        "backends": list(backends.NAMES),
+        "backends": [name for name in backends.NAMES if name != "cuda" or importlib.util.find_spec("numba_cuda")],
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import itertools
 import math
 import numbers
@@ -33,7 +32,7 @@ else:  # only read by type checkers
 Array: TypeAlias = _buffers.Array
 Params: TypeAlias = Array | Sequence[Array] | Mapping[str, Array] | Sequence[dict[str, Any]]
 Gradients: TypeAlias = Array | Sequence[Array | None] | Mapping[str, Array | None]
-Backend: TypeAlias = Literal["auto", "cpu", "reference"]
+Backend: TypeAlias = Literal["auto", "cpu", "cuda", "reference"]
 State: TypeAlias = Mapping[str, np.ndarray]
 
 
@@ -58,6 +57,7 @@ class StepOptions(TypedDict, total=False):
     clip_value: float | None
     skip_nonfinite: bool
     zero_grads: bool
+    stream: Any
 
 
 class StepInfo(NamedTuple):
@@ -95,13 +95,23 @@ class _Tensor:
     """One parameter and what the optimizer keeps for it."""
 
     __slots__ = (
-        *("array", "copy", "ema", "group", "index", "label", "low", "running", "scales", "shape", "states", "step"),
-        "update",
+        *("array", "copy", "ema", "group", "index", "label", "low", "running", "scales", "shape", "size", "states"),
+        *("step", "update"),
     )
 
-    def __init__(self, array: Array, label: str, group: int, index: int, step: np.ndarray, running: np.ndarray) -> None:
+    def __init__(
+        self,
+        array: Array,
+        label: str,
+        group: int,
+        index: int,
+        step: np.ndarray,
+        running: np.ndarray,
+        shape: tuple[int, ...],
+    ) -> None:
         self.array = array
-        self.shape = array.shape
+        self.shape = shape
+        self.size = math.prod(shape)
         self.label = label
         self.group = group
         self.index = index
@@ -118,23 +128,12 @@ class _Tensor:
         self.copy: np.ndarray | None = None
         self.update: Array | None = None
 
-    def expose(self, spec: Spec) -> State:
-        """What users see as the state of this tensor: views of live arrays under fixed names."""
+    def expose(self, spec: Spec, arrays: Any) -> State:
+        """What users see as the state of this tensor: live arrays under fixed names."""
         running = {name: self.running[k : k + 1].reshape(()) for k, name in enumerate(spec.running)}
-        states = {name: array.view() for name, array in self.states.items()}
-        scales = {scale_name(name): array.view() for name, array in self.scales.items()}
+        states = {name: arrays.exposed(array) for name, array in self.states.items()}
+        scales = {scale_name(name): arrays.exposed(array) for name, array in self.scales.items()}
         return types.MappingProxyType({"step": self.step.view(), **running, **states, **scales})
-
-    def values(self) -> Array:
-        """The parameter in float32: its array, or put together from its halves."""
-        return self.array if self.low is None else _codecs.join(self.array, self.low)
-
-    def set_values(self, values: Array) -> None:
-        """Overwrite the parameter."""
-        if self.low is None:
-            self.array[...] = values
-        else:
-            _codecs.split(values, self.array, self.low)
 
 
 def scale_name(state: str) -> str:
@@ -155,9 +154,10 @@ class Optimizer:
     n_threads : int >= 1 or None
         Threads of a step at most; None for the process-wide number (`set_num_threads`). Never changes a bit
         of the result.
-    backend : {"auto", "cpu", "reference"}
-        "cpu" runs the compiled kernels, "reference" the NumPy text. "auto" is "cpu", or what the environment
-        variable FASTOPT_BACKEND says.
+    backend : {"auto", "cpu", "cuda", "reference"}
+        "cpu" runs the compiled kernels, "reference" the NumPy text, "cuda" the kernels for NVIDIA GPUs, on arrays of
+        Numba, CuPy or PyTorch. "auto" is "cuda" for such arrays, else "cpu", or what the environment variable
+        FASTOPT_BACKEND says.
     ema_decay : float in [0, 1] or None
         Keep an exponential moving average of the parameters, ``ema = ema_decay * ema + (1 - ema_decay) * p``
         after every step, starting from the parameters as they are now: see `ema` and `swap_ema`.
@@ -218,7 +218,9 @@ class Optimizer:
             raise TypeError(f"{self._name}: unknown arguments {unknown}; known are {', '.join(self.spec.hypers)}")
         self.defaults: dict[str, Any] = self.spec.check(arguments)
         """Hyperparameters of a param group that does not set its own."""
-        self._backend = backends.resolve(options.get("backend", "auto"))
+        self._backend = backends.resolve(options.get("backend", "auto"), params)
+        self._arrays: Any = self._backend.arrays
+        self._arrays.check()
         self._ema_decay = self._optional("ema_decay", Real(0.0, 1.0), options.get("ema_decay"))
         self._copy_dtype = self._one_of("copy_dtype", ("bfloat16", "float16"), options.get("copy_dtype"))
         self._grad_dtype = self._one_of("grad_dtype", ("bfloat16",), options.get("grad_dtype"))
@@ -243,7 +245,7 @@ class Optimizer:
             self._structure = "mapping"
             self._names = ()
             self._param_groups.append({"params": (), **self.defaults})
-        elif isinstance(params, np.ndarray) or hasattr(params, "__array_interface__"):
+        elif _is_array(params):
             self._structure = "single"
             self._add_groups([{"params": params}])
         elif isinstance(params, Mapping):
@@ -286,7 +288,8 @@ class Optimizer:
         (uint16 without ml_dtypes); with "8bit" uint8 codes, in an order of their own, and ``"..._scale"`` beside
         them: see `state_float32`.
         """
-        return self._structured([tensor.expose(self.spec) for tensor in self._tensors])
+        self._settle()
+        return self._structured([tensor.expose(self.spec, self._arrays) for tensor in self._tensors])
 
     @property
     def ema(self) -> Any:
@@ -341,7 +344,7 @@ class Optimizer:
         Needs ``master="split"``. `load_master_params` writes them.
         """
         self._need("master", self._master)
-        return self._structured([tensor.values() for tensor in self._tensors])
+        return self._structured([self._arrays.values_of(tensor) for tensor in self._tensors])
 
     @property
     def state_float32(self) -> Any:
@@ -378,6 +381,7 @@ class Optimizer:
         clip_value: float | None = None,
         skip_nonfinite: bool = False,
         zero_grads: bool = False,
+        stream: Any = None,
     ) -> StepInfo:
         """Update every parameter in place, and what is kept beside it, in one pass.
 
@@ -399,11 +403,15 @@ class Optimizer:
             With an inf or NaN in any scaled gradient change nothing: no parameter, no state, no step count.
         zero_grads : bool, default False
             Leave the gradients zero, also after a skipped step.
+        stream
+            On the GPU alone: the stream to queue the step on, of PyTorch, CuPy or Numba, or its handle. None takes
+            the current stream of the package that the parameters are from, and for Numba the default stream.
 
         Returns
         -------
         StepInfo
-            ``applied`` and ``grad_norm``, the norm before clipping, where `max_norm` or `skip_nonfinite` asked.
+            ``applied`` and ``grad_norm``, the norm before clipping, where `max_norm` or `skip_nonfinite` asked. On the
+            GPU an object whose attributes have the same names; reading them waits until the device knows.
 
         Raises
         ------
@@ -421,11 +429,41 @@ class Optimizer:
             and clip_value is None
             and skip_nonfinite is False
             and zero_grads is False
+            and stream is None
         ):
             plan.step(grads)
             return _APPLIED
         options = self._check_step_options(grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads)
+        if self.backend == "cuda":
+            return plan.step(grads, options, stream) or _APPLIED
+        if stream is not None:
+            raise ValueError(f"{self._name}: stream is for arrays on a GPU, these are in host memory")
         return StepInfo(*plan.step(grads, options))
+
+    def prepare_capture(self) -> None:
+        """Make what a `step` needs that is captured into a CUDA graph: call it before the capture begins.
+
+        The captured step counts nothing and is not run by the capture; see `prepare_replay`.
+
+        Raises
+        ------
+        RuntimeError
+            Unless this optimizer is on a GPU and has run a step there, which compiles its kernels.
+        """
+        self._on_gpu("prepare_capture()").prepare_capture()
+
+    def prepare_replay(self, stream: Any = None) -> None:
+        """Count a step, and queue its numbers for the replay of a captured `step` that follows on the same stream.
+
+        So each replay has its own step count, and the learning rate and other hyperparameters as they are now. With
+        `skip_nonfinite` in the captured step this waits for the replay before, whose decision counts.
+
+        Raises
+        ------
+        RuntimeError
+            If no step was captured, or if hyperparameters or step counts changed so that it no longer fits.
+        """
+        self._on_gpu("prepare_replay()").prepare_replay(stream)
 
     def update(
         self, params: Mapping[str, Array], grads: Mapping[str, Array | None], **options: Unpack[StepOptions]
@@ -496,7 +534,8 @@ class Optimizer:
         for tensor in self._tensors:
             self._check_parameter(tensor.array, tensor.label, tensor.shape)
         self._exchange_ema()
-        self._ema_is_in, self._plan = True, None
+        self._ema_is_in = True
+        self._drop_plan()
         try:
             yield
         finally:
@@ -506,8 +545,7 @@ class Optimizer:
     def refresh_params_copy(self) -> None:
         """Copy the parameters as they are now into `params_copy`."""
         self._need("copy_dtype", self._copy_dtype)
-        for tensor in self._tensors:
-            self._backend.copy_array(tensor.values(), tensor.copy)
+        self._arrays.copy_parameters(self, self._tensors)
 
     def load_master_params(self, params: Any) -> None:
         """Set the float32 parameters; the arrays get their bfloat16 halves. Needs ``master="split"``.
@@ -534,14 +572,17 @@ class Optimizer:
             if not isinstance(params, Sequence) or len(params) != len(self._tensors):
                 raise ValueError(f"{self._name}: params must be a list of {len(self._tensors)} arrays")
             values = list(params)
-        own = backends.engine().Ranges([half for t in self._tensors for half in (t.array, t.low)])
+        halves = [half for t in self._tensors for half in (t.array, t.low)]
         for tensor, value in zip(self._tensors, values, strict=True):
-            _buffers.check_array(value, f"{self._name}: {tensor.label}", shape=tensor.shape, writable=False)
-            if own.overlaps(value):
-                raise ValueError(f"{self._name}: the values for {tensor.label} overlap the parameters in memory")
+            arrays = _buffers if isinstance(value, np.ndarray) else self._arrays
+            arrays.check_array(value, f"{self._name}: {tensor.label}", shape=tensor.shape, writable=False)
+            if backends.lives_on_gpu(value) == backends.lives_on_gpu(tensor.array):
+                overlap = self._arrays.first_overlap([*halves, value])
+                if overlap is not None and overlap[1] == len(halves):
+                    raise ValueError(f"{self._name}: the values for {tensor.label} overlap the parameters in memory")
             self._check_parameter(tensor.array, tensor.label, tensor.shape)
         for tensor, value in zip(self._tensors, values, strict=True):
-            tensor.set_values(value)
+            self._arrays.set_values(tensor, value)
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add parameters with hyperparameters of their own.
@@ -578,13 +619,15 @@ class Optimizer:
             ``"seed"`` and ``"offsets"`` are those of its rounding.
         """
         self._check_free("state_dict()")
+        self._settle()
+        fetch = self._arrays.fetch
         state: dict[int, Any] = {}
         for position, tensor in enumerate(self._tensors):
             state[position] = {
                 "step": int(tensor.step),
                 **{name: float(tensor.running[k]) for k, name in enumerate(self.spec.running)},
-                **{name: self._plain(array) for name, array in tensor.states.items()},
-                **{scale_name(name): array.copy() for name, array in tensor.scales.items()},
+                **{name: fetch(array) for name, array in tensor.states.items()},
+                **{scale_name(name): fetch(array) for name, array in tensor.scales.items()},
             }
         groups = []
         for k, group in enumerate(self._param_groups):
@@ -603,10 +646,10 @@ class Optimizer:
             "offsets": {k: tensor.index for k, tensor in enumerate(self._tensors)},
         }
         if self._master is not None:
-            halves = [tensor.low.copy() for tensor in self._tensors if tensor.low is not None]
+            halves = [fetch(tensor.low) for tensor in self._tensors if tensor.low is not None]
             saved["master_low"] = dict(enumerate(halves))
         if self._ema_decay is not None:
-            averages = [tensor.ema.copy() for tensor in self._tensors if tensor.ema is not None]
+            averages = [fetch(tensor.ema) for tensor in self._tensors if tensor.ema is not None]
             saved["ema"] = dict(enumerate(averages))
         for name, awaited in self._awaited.items():
             position = len(state)
@@ -638,14 +681,17 @@ class Optimizer:
         from fastopt import _state_dict
 
         self._check_free("load_state_dict()")
+        self._settle()
         _state_dict.load(self, state_dict)
 
     def __repr__(self) -> str:
-        n = sum(tensor.array.size for tensor in self._tensors)
+        n = sum(tensor.size for tensor in self._tensors)
         values = ", ".join(f"{name}={value!r}" for name, value in self.defaults.items())
         return f"<{self._name}({values}) of {n} parameters in {len(self._tensors)} tensors, backend {self.backend}>"
 
     def __getstate__(self) -> dict[str, Any]:
+        if self.backend == "cuda":
+            raise TypeError(f"{self._name}: arrays on the GPU are not pickled; save state_dict() and the parameters")
         return {
             "structure": self._structure,
             "by_update": self._by_update,
@@ -705,24 +751,16 @@ class Optimizer:
 
     def _decoded(self, tensor: _Tensor) -> dict[str, Array]:
         """The states of `tensor` in float32, new arrays."""
-        none = np.zeros(0, np.uint16)
-        return {n: self._codec(n).decode(a, tensor.scales.get(n, none)) for n, a in tensor.states.items()}
+        decoded = {}
+        for name, array in tensor.states.items():
+            scales = tensor.scales.get(name)
+            kept = np.zeros(0, np.uint16) if scales is None else self._arrays.fetch(scales)
+            decoded[name] = self._codec(name).decode(self._arrays.fetch(array), kept)
+        return decoded
 
     def _check_parameter(self, array: Any, label: str, shape: tuple[int, ...] | None = None) -> None:
         """Raise unless `array` can be a parameter."""
-        what = f"{self._name}: {label}"
-        if self._master is None:
-            _buffers.check_array(array, what, shape=shape)
-            return
-        if isinstance(array, np.ndarray) and array.dtype.name == "bfloat16":
-            _buffers.check_array(array, what, shape=shape, dtypes=(array.dtype.type,))
-        else:
-            _buffers.check_array(array, f"{what}, bfloat16 with master='split',", shape=shape, dtypes=(np.uint16,))
-
-    @staticmethod
-    def _plain(array: np.ndarray) -> np.ndarray:
-        """A copy that needs no package but NumPy to be read: bfloat16 as uint16."""
-        return array.view(np.uint16).copy() if array.dtype.name == "bfloat16" else array.copy()
+        self._arrays.check_parameter(array, f"{self._name}: {label}", shape, self._master is not None)
 
     def _one_of(self, name: str, known: tuple[str, ...], value: Any) -> str | None:
         if value is not None and (not isinstance(value, str) or value not in known):
@@ -745,11 +783,7 @@ class Optimizer:
         )
 
     def _exchange_ema(self) -> None:
-        for tensor in self._tensors:
-            assert tensor.ema is not None
-            kept = tensor.values().copy()
-            tensor.set_values(tensor.ema)
-            tensor.ema[...] = kept
+        self._arrays.exchange_averages(self, self._tensors)
         if self._copy_dtype is not None:
             self.refresh_params_copy()
 
@@ -802,7 +836,7 @@ class Optimizer:
                 names += params
                 arrays = list(params.values())
                 labels = [f"params[{name!r}]" for name in params]
-            elif isinstance(params, np.ndarray) or not isinstance(params, Iterable) or isinstance(params, str | bytes):
+            elif _is_array(params) or not isinstance(params, Iterable) or isinstance(params, str | bytes):
                 arrays = [params]
                 labels = ["params" if self._structure == "single" else f"params[{start}]"]
             elif isinstance(params, Mapping):
@@ -839,7 +873,7 @@ class Optimizer:
                 if kept is not None:
                     written.append((kept, f"{what} of {tensor.label}"))
             written += [(array, f"state {name!r} of {tensor.label}") for name, array in tensor.states.items()]
-        overlap = backends.engine().Ranges([array for array, _ in written]).first_overlap()
+        overlap = self._arrays.first_overlap([array for array, _ in written])
         if overlap is not None:
             (a, first), (b, second) = (written[k] for k in overlap)
             same = "are the same array" if a is b else "overlap in memory"
@@ -851,52 +885,53 @@ class Optimizer:
         names = self.spec.states_for(self.spec.flags(values))
         steps = np.zeros(len(arrays), np.int64)
         running = np.tile(np.array(list(self.spec.running.values()), np.float64), (len(arrays), 1))
-        index = self._tensors[-1].index + self._tensors[-1].array.size if self._tensors else 0
+        index = self._tensors[-1].index + self._tensors[-1].size if self._tensors else 0
         added = []
         for k, (array, label) in enumerate(zip(arrays, labels, strict=True)):
-            added.append(_Tensor(array, label, group, index, steps[k : k + 1].reshape(()), running[k]))
-            index += array.size
+            shape = self._arrays.shape_of(array)
+            added.append(_Tensor(array, label, group, index, steps[k : k + 1].reshape(()), running[k], shape))
+            index += added[-1].size
         for name in names:
             self._make_state(added, name, self.spec.initial(name, values))
         self._tensors += added
         if self._master is not None:
-            for tensor, low in zip(added, _buffers.state_arrays(arrays, 0.0, np.uint16), strict=True):
+            for tensor, low in zip(added, self._arrays.state_arrays(arrays, np.uint16), strict=True):
                 tensor.low = low
         if self.spec.trust == "update":
-            for tensor, update in zip(added, _buffers.state_arrays(arrays, 0.0), strict=True):
+            for tensor, update in zip(added, self._arrays.state_arrays(arrays), strict=True):
                 tensor.update = update
         if self._ema_decay is not None:
-            for tensor, ema in zip(added, _buffers.state_arrays(arrays, 0.0), strict=True):
-                ema[...] = tensor.values()
+            for tensor, ema in zip(added, self._arrays.state_arrays(arrays), strict=True):
                 tensor.ema = ema
+            self._arrays.start_averages(self, added)
         if self._copy_dtype is not None:
-            for tensor, copy in zip(added, _buffers.state_arrays(arrays, 0.0, self._copy_type()), strict=True):
-                self._backend.copy_array(tensor.values(), copy)
+            for tensor, copy in zip(added, self._arrays.state_arrays(arrays, self._copy_type()), strict=True):
                 tensor.copy = copy
-        self._plan = None
+            self._arrays.copy_parameters(self, added)
+        self._drop_plan()
 
     def _make_state(self, tensors: Sequence[_Tensor], name: str, initial: float) -> None:
         """Give `tensors` the state `name`, filled with `initial`."""
         codec = self._codec(name)
-        dtype = _bfloat16_type() if isinstance(codec, _codecs.Bfloat16) else codec.dtype
+        dtype = self._arrays.bfloat16() if isinstance(codec, _codecs.Bfloat16) else codec.dtype
         block = _codecs.BLOCK if codec.has_scales else 1
-        arrays = _buffers.state_arrays([tensor.array for tensor in tensors], 0.0, dtype, block)
+        arrays = self._arrays.state_arrays([tensor.array for tensor in tensors], dtype, block)
         code, scale = codec.encode(np.full(1, initial, np.float32))
-        lengths = [codec.n_scales(array.size) for array in arrays]
-        scales = _buffers.zeros(-(-sum(lengths) // 2)).view(np.uint16)[: sum(lengths)]
+        scales: list[Any] = []
         if codec.has_scales:
-            scales.fill(scale[0])
-        ends = np.cumsum([0, *lengths])
+            numbers = [codec.n_scales(tensor.size) for tensor in tensors]
+            scales = self._arrays.scale_arrays(numbers)
         for k, (tensor, array) in enumerate(zip(tensors, arrays, strict=True)):
             if code.any():
-                array.view(codec.dtype).fill(code[0])
+                self._arrays.fill(array, code[0])
             tensor.states[name] = array
             if codec.has_scales:
-                tensor.scales[name] = scales[ends[k] : ends[k + 1]]
+                self._arrays.fill(scales[k], scale[0])
+                tensor.scales[name] = scales[k]
 
     def _copy_type(self) -> np.dtype:
         """Type of the arrays in `params_copy`."""
-        return np.dtype(np.float16) if self._copy_dtype == "float16" else _bfloat16_type()
+        return np.dtype(np.float16) if self._copy_dtype == "float16" else self._arrays.bfloat16()
 
     def _add_missing_states(self, tensor: _Tensor, names: Iterable[str]) -> None:
         """Give `tensor` zeros for states that it does not have; the caller fills them."""
@@ -907,7 +942,7 @@ class Optimizer:
             ordered = {name: kept[name] for name in self.spec.states if name in kept}
             kept.clear()
             kept.update(ordered)
-        self._plan = None
+        self._drop_plan()
 
     def _bindings(self) -> tuple[Any, ...]:
         """Which names and arrays the optimizer has, for `_restore`."""
@@ -927,7 +962,7 @@ class Optimizer:
             members[tensor.group].append(tensor.array)
         for group, arrays in zip(self._param_groups, members, strict=True):
             group["params"] = tuple(arrays)
-        self._plan = None
+        self._drop_plan()
 
     def _rebind(self, known: Mapping[str, _Tensor], moved: Mapping[str, Array], new: Mapping[str, Array]) -> None:
         """Let names point to other arrays and add new names to the first group."""
@@ -993,17 +1028,31 @@ class Optimizer:
         group.update(values)
         return kernel_and_hypers(self.spec, values)
 
+    def _settle(self) -> None:
+        """Know of every step whether it was applied: on a GPU that can take waiting."""
+        if self._plan is not None and self.backend == "cuda":
+            self._plan.settle()
+
+    def _on_gpu(self, what: str) -> Any:
+        """The plan of an optimizer on a GPU."""
+        if self.backend != "cuda":
+            raise RuntimeError(f"{self._name}: {what} is for arrays on a GPU")
+        return self._plan or self._make_plan()
+
+    def _drop_plan(self) -> None:
+        """Let the next step make a new plan."""
+        self._settle()
+        self._plan = None
+
     def _refuse_regrouping(self) -> NoReturn:
         raise ValueError(
             f"{self._name}: param_groups must keep its dicts: change values inside them, add with add_param_group"
         )
 
 
-def _bfloat16_type() -> np.dtype:
-    """Type of arrays of bfloat16: ml_dtypes', or uint16."""
-    if importlib.util.find_spec("ml_dtypes") is None:
-        return np.dtype(np.uint16)
-    return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+def _is_array(value: Any) -> bool:
+    """Whether `value` is one array, of the host or a GPU."""
+    return isinstance(value, np.ndarray) or hasattr(value, "__array_interface__") or backends.lives_on_gpu(value)
 
 
 def kernel_and_hypers(spec: Spec, values: Mapping[str, Any]) -> tuple[str, tuple[float, ...]]:

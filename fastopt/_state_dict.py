@@ -84,7 +84,7 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     for group, values in zip(groups, hypers, strict=True):
         group.update(values)
     optimizer._seed = seed
-    optimizer._plan = None
+    optimizer._drop_plan()
     for tensor, loaded in matched:
         fill(optimizer, tensor, loaded)
     optimizer._awaited = awaited
@@ -93,7 +93,7 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
 def _apart(optimizer: Optimizer, matched: list[tuple[_Tensor, Loaded]]) -> list[tuple[_Tensor, Loaded]]:
     """`matched` with copies of the arrays that are the optimizer's own, which filling would overwrite."""
     kept = [a for t in optimizer._tensors for a in (*t.states.values(), *t.scales.values(), t.ema, t.low)]
-    own = backends.engine().Ranges([array for array in kept if array is not None])
+    own = backends.engine().Ranges([array for array in kept if isinstance(array, np.ndarray)])
 
     def apart(value: Any) -> Any:
         return value.copy() if isinstance(value, np.ndarray) and own.overlaps(value) else value
@@ -176,7 +176,7 @@ def _entry(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any) -> Map
     if ours:
         return dict(saved)
     # torch: no entry before the first step, tensors, and words that fastopt computes from the step
-    entry = {key: np.asarray(value) for key, value in saved.items() if value is not None}
+    entry = {key: _on_host(value) for key, value in saved.items() if value is not None}
     scalars = {"step", *optimizer.spec.running}
     converted = {
         key: value.item() if key in scalars and value.size == 1 else value
@@ -185,6 +185,11 @@ def _entry(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any) -> Map
     }
     converted.setdefault("step", 1 if entry else 0)  # SGD counts no steps there; only the first is special
     return {**optimizer.spec.running, **converted}
+
+
+def _on_host(value: Any) -> np.ndarray:
+    """A tensor of torch's, wherever it is, or a number, as an array."""
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
 def check_entry(
@@ -266,17 +271,19 @@ def fill(optimizer: Optimizer, tensor: _Tensor, loaded: Loaded) -> None:
             codes, scales = entry[name], entry.get(scale_name(name))
         else:
             codes, scales = codec.encode(np.full(array.shape, spec.initial(name, values), np.float32))
-        array.view(codec.dtype)[...] = codes
+        optimizer._arrays.put(array, codes)
         if codec.has_scales:
-            tensor.scales[name][...] = scales
+            optimizer._arrays.put(tensor.scales[name], scales)
     tensor.step[...] = int(entry["step"])
     for k, name in enumerate(spec.running):
         tensor.running[k] = float(entry[name])
     if offset is not None:
         tensor.index = offset
     if low is not None and tensor.low is not None:
-        tensor.low[...] = low
-    if tensor.ema is not None:
-        tensor.ema[...] = tensor.values() if average is None else average
+        optimizer._arrays.put(tensor.low, low)
+    if tensor.ema is not None and average is None:
+        optimizer._arrays.start_averages(optimizer, [tensor])
+    elif tensor.ema is not None:
+        optimizer._arrays.put(tensor.ema, average)
     if tensor.copy is not None:
-        optimizer._backend.copy_array(tensor.values(), tensor.copy)
+        optimizer._arrays.copy_parameters(optimizer, [tensor])

@@ -448,7 +448,7 @@ def test_functional_refuses_float64_throughout():
 
 
 def test_an_unknown_backend_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="backend must be 'auto' or one of 'cpu', 'reference', got 'gpu'"):
+    with pytest.raises(ValueError, match="backend must be 'auto' or one of 'cpu', 'cuda', 'reference', got 'gpu'"):
         fastopt.Adam([ones(3)], backend="gpu")
 
 

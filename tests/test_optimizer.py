@@ -587,7 +587,7 @@ def test_info_says_what_runs_here():
     assert set(info) == {"version", "isa", "isas", "n_threads", "openmp", "backends"}
     assert info["isa"] in info["isas"]
     assert info["isas"][0] == "baseline"
-    assert info["backends"] == ["cpu", "reference"]
+    assert set(info["backends"]) - {"cuda"} == {"cpu", "reference"}
     assert info["n_threads"] == fastopt.get_num_threads()
 
 

@@ -1,23 +1,31 @@
-"""The backends, each a module with NAME, make_plan(optimizer) and run_once(...): cpu and reference."""
+"""The backends, each a module with NAME, make_plan(optimizer), run_once(...) and `arrays`, where its arrays live."""
 
 from __future__ import annotations
 
 import importlib
 import os
+import sys
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-NAMES = ("cpu", "reference")
+import numpy as np
+
+NAMES = ("cpu", "cuda", "reference")
 
 
-def resolve(name: str) -> ModuleType:
-    """The backend called `name`; for "auto" the one that FASTOPT_BACKEND names, or "cpu".
+def resolve(name: str, params: Any = None) -> ModuleType:
+    """The backend called `name`; for "auto" "cuda" if `params` live on a GPU, else FASTOPT_BACKEND's, or "cpu".
 
     Raises
     ------
     ValueError
-        If there is no such backend, or it is not available; the message names those that are.
+        If there is no such backend; the message names those that there are.
+    ImportError
+        If packages that it needs are missing.
     """
+    if name == "auto" and lives_on_gpu(_first(params)):
+        name = "cuda"
     asked = "backend"
     if name == "auto" and os.environ.get("FASTOPT_BACKEND"):
         asked, name = "FASTOPT_BACKEND", os.environ["FASTOPT_BACKEND"]
@@ -38,3 +46,23 @@ def engine() -> Any:
             "`python -m pip install -e .`"
         ) from error
     return _engine
+
+
+def lives_on_gpu(value: Any) -> bool:
+    """Whether `value` is an array in a GPU's memory, of whatever package; none is imported to find out."""
+    if value is None or isinstance(value, np.ndarray):
+        return False
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return bool(value.is_cuda)
+    return bool(getattr(value, "__cuda_ndarray__", False)) or hasattr(value, "__cuda_array_interface__")
+
+
+def _first(params: Any) -> Any:
+    """The first array in a structure of parameters, or what stands there instead."""
+    while isinstance(params, Mapping | list | tuple) and len(params):
+        if isinstance(params, Mapping):
+            params = params["params"] if "params" in params else next(iter(params.values()))
+        else:
+            params = params[0]
+    return params

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastopt import _host as arrays  # noqa: F401  of the backend's interface
 from fastopt import _threads, backends
 
 NAME = "cpu"
@@ -87,7 +88,7 @@ def make_plan(optimizer: Any) -> Any:
 
 def run_once(
     spec: Any,
-    arrays: dict[str, np.ndarray],
+    streams: dict[str, np.ndarray],
     running: np.ndarray | None,
     step: int,
     values: dict[str, Any],
@@ -98,9 +99,9 @@ def run_once(
 
     name, hyper = kernel_and_hypers(spec, values)
     capsule, states, _ = kernels()[name]
-    streams = [arrays["p"], arrays["g"], *(arrays[state] for state in states)]
+    ordered = [streams["p"], streams["g"], *(streams[state] for state in states)]
     if spec.trust == "update":
-        streams.append(np.empty_like(arrays["p"]))
+        ordered.append(np.empty_like(streams["p"]))
     stages = _load(isa()).STAGES
     n_threads = n_threads or _threads.get_num_threads()
-    return backends.engine().run_once(capsule, stages, streams, hyper, step, running, spec.trust, n_threads)
+    return backends.engine().run_once(capsule, stages, ordered, hyper, step, running, spec.trust, n_threads)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _buffers, _codecs, _stages, backends
+from fastopt import _buffers, _codecs, _host, _stages, backends
+from fastopt import _host as arrays  # noqa: F401  of the backend's interface
 
 NAME = "reference"
 
@@ -17,7 +18,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 def run_once(
     spec: Any,
-    arrays: dict[str, np.ndarray],
+    streams: dict[str, np.ndarray],
     running: np.ndarray | None,
     step: int,
     values: dict[str, Any],
@@ -28,16 +29,16 @@ def run_once(
     False, with nothing written, if a host scalar leaves float32.
     """
     carried_in = dict(zip(spec.running, [] if running is None else running.ravel().tolist(), strict=True))
-    if arrays["p"].dtype == np.float32 and not scalars_fit(spec, step, carried_in, values):
+    if streams["p"].dtype == np.float32 and not scalars_fit(spec, step, carried_in, values):
         return False
-    states = [arrays.get(name) for name in spec.states]
+    states = [streams.get(name) for name in spec.states]
     carried = [] if running is None else [float(value) for value in running.ravel()]
     with np.errstate(all="ignore"):
-        p, g = _stages.reference(arrays["p"], arrays["g"], **spec.reference_stage_values(values))
+        p, g = _stages.reference(streams["p"], streams["g"], **spec.reference_stage_values(values))
         new = spec.reference(
             p, g, *states, *carried, step=step, **{name: values[name] for name in spec.reference_hypers}
         )
-    for array, value in zip([arrays["p"], *states], new, strict=False):
+    for array, value in zip([streams["p"], *states], new, strict=False):
         if array is not None:
             array[...] = value
     if running is not None:
@@ -100,11 +101,11 @@ class _Plan:
         optimizer = self._optimizer
         spec, values, step = optimizer.spec, optimizer.param_groups[tensor.group], int(tensor.step) + 1
         in_place = optimizer.state_dtype == "float32"
-        p = tensor.values()
+        p = _host.values_of(tensor)
         states = tensor.states if in_place else optimizer._decoded(tensor)
         run_once(spec, {"p": p, "g": gradient, **states}, tensor.running if spec.running else None, step, values)
         if tensor.low is not None:
-            tensor.set_values(p)
+            _host.set_values(tensor, p)
         for position, name in enumerate([] if in_place else spec.states_for(spec.flags(values))):
             codec, array, scales = optimizer._codec(name), tensor.states[name], tensor.scales.get(name)
             random = _codecs.Random(optimizer.seed, step, tensor.index, position)

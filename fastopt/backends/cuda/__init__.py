@@ -1,0 +1,107 @@
+"""The Numba CUDA backend: the same rules on the GPU, the same bits. Imported only when asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def _check_available() -> None:
+    """Raise ImportError, saying what is missing, unless Numba's CUDA target is there."""
+    try:
+        import numba.cuda
+    except ImportError as error:
+        raise ImportError(
+            "backend 'cuda' needs Numba's CUDA target, which is not installed: python -m pip install 'fastopt[cuda]'"
+        ) from error
+    if not hasattr(numba.cuda, "config"):
+        raise ImportError(
+            "backend 'cuda' needs the package numba-cuda, here is the target that older versions of Numba bring along: "
+            "python -m pip install 'fastopt[cuda]'"
+        )
+
+
+_check_available()
+
+from fastopt.backends.cuda import arrays, availability, kernels, memory  # noqa: E402, F401
+from fastopt.backends.cuda import plan as _plan  # noqa: E402
+from fastopt.backends.cuda.operations import SIMULATED  # noqa: E402
+
+NAME = "cuda"
+
+
+def describe() -> dict[str, str]:
+    """GPU, driver and version of numba-cuda, for ``python -m fastopt info``."""
+    known = {"numba-cuda": kernels._version("numba-cuda")}
+    if SIMULATED:
+        return {"GPU": "Numba's simulator", **known}
+    if lack := availability.missing():
+        return {"GPU": lack, **known}
+    from numba import cuda
+
+    device = cuda.get_current_device()
+    name = device.name.decode() if isinstance(device.name, bytes) else str(device.name)
+    major, minor = device.compute_capability[:2]
+    number = cuda.cudadrv.driver.driver.get_version()
+    return {"GPU": f"{name} (compute capability {major}.{minor})", "driver": ".".join(map(str, number)), **known}
+
+
+def make_plan(optimizer: Any) -> Any:
+    """The prebuilt step of `optimizer`."""
+    availability.check()
+    return _plan.Plan(optimizer)
+
+
+def run_once(
+    spec: Any,
+    streams: dict[str, Any],
+    running: np.ndarray | None,
+    step: int,
+    values: dict[str, Any],
+    n_threads: int | None = None,  # noqa: ARG001  of the CPU
+) -> bool:
+    """One step of `spec` on the checked device arrays p, g and states; False if a host scalar leaves float32."""
+    from fastopt.backends.reference import scalars_fit
+
+    availability.check()
+    carried = {} if running is None else dict(zip(spec.running, running.ravel().tolist(), strict=True))
+    if not scalars_fit(spec, step, carried, values):
+        return False
+    states = {name: array for name, array in streams.items() if name not in ("p", "g")}
+    optimizer = _Once(spec, streams["p"], states, running, step, values)
+    optimizer.plan.step(streams["g"])
+    if running is not None:
+        running[...] = optimizer.tensor.running
+    return True
+
+
+class _Once:
+    """An optimizer for one step on arrays that others keep."""
+
+    ema_decay = copy_dtype = grad_dtype = master = None
+    state_dtype = "float32"
+    seed = 0
+    _structure = "single"
+    _names = ()
+
+    def __init__(
+        self, spec: Any, p: Any, states: dict[str, Any], running: Any, step: int, values: dict[str, Any]
+    ) -> None:
+        from fastopt._optimizer import _Tensor, kernel_and_hypers
+
+        self.spec = spec
+        carried = np.zeros(0) if running is None else np.array(running, np.float64).ravel()
+        seen = memory.look(p)
+        assert seen is not None
+        self.tensor = _Tensor(p, "p", 0, 0, np.array(step - 1, np.int64), carried, seen.shape)
+        self.tensor.states = states
+        if spec.trust == "update":
+            self.tensor.update = memory.state_arrays([p])[0]
+        self._tensors = [self.tensor]
+        self.param_groups = [{"params": (p,), **values}]
+        self._kernel = kernel_and_hypers(spec, values)
+        self.plan = _plan.Plan(self)
+
+    def _read_group(self, k: int) -> Any:  # noqa: ARG002  there is one
+        return self._kernel

@@ -1,0 +1,222 @@
+"""Kernels by name: generated, written to the cache, compiled when first launched, kept configured.
+
+The text of a kernel is a Python module of its own in the cache folder (FASTOPT_CACHE_DIR, or fastopt/cuda in the user's
+cache folder), so Numba keeps the compiled code beside it and the next process compiles nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import os
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from numba import cuda
+
+from fastopt import _codecs, _codegen
+from fastopt._info import __version__
+from fastopt._rule import Spec, registry
+from fastopt.backends.cuda import codegen, memory, stages
+from fastopt.backends.cuda.operations import SIMULATED
+
+THREADS = 16 if SIMULATED else 256
+"""Of a block, in kernels that walk over tiles. A multiple of 16, the threads that share a block of 8-bit codes."""
+TILE = 4 * THREADS
+"""Elements that a block takes at a time."""
+MAX_BLOCKS = 16 if SIMULATED else 132 * 32
+"""Of a launch; more tiles than that are walked in strides."""
+WARP_THREADS = 32 if SIMULATED else 256
+"""Of a block, in kernels whose warps work on their own."""
+BLOCKS_PER_MULTIPROCESSOR = 4
+"""That a kernel must leave registers for: with 64 for a thread the loads of 1,024 are under way at once."""
+
+
+def cache_folder() -> Path:
+    """Where generated kernels are kept."""
+    if folder := os.environ.get("FASTOPT_CACHE_DIR"):
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "fastopt", "cuda")
+
+
+@functools.cache
+def _origin() -> bytes:
+    """What a kernel depends on beside its own text."""
+    digest = hashlib.sha256(f"{__version__} {sys.version} {_version('numba-cuda')} {_version('numba')}".encode())
+    for module in ("codecs", "layout", "operations", "stages"):
+        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+    return digest.digest()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+@functools.cache
+def _module(name: str, text: str) -> tuple[ModuleType, bool]:
+    """The module of a generated kernel, and whether it could be kept in the cache."""
+    source = codegen.module_source(name, text, __version__)
+    key = hashlib.sha256(_origin() + source.encode()).hexdigest()[:16]
+    is_kept = True
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}_{key}.py"
+        if not path.exists() or path.read_text(encoding="utf-8") != source:
+            _write(path, source)
+    except OSError:  # a cache that cannot be written costs compiling in every process, nothing else
+        is_kept = False
+        path = Path(tempfile.mkdtemp(prefix="fastopt-")) / f"{name}_{key}.py"
+        _write(path, source)
+    spec = importlib.util.spec_from_file_location(f"fastopt_kernels_{name}_{key}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module, is_kept
+
+
+def _write(path: Path, text: str) -> None:
+    """In one go: another process may be doing the same."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+@functools.cache
+def _kernels() -> dict[str, tuple[Spec, _codegen.Kernel]]:
+    found: dict[str, tuple[Spec, _codegen.Kernel]] = {}
+    for spec in registry.values():
+        for kernel in _codegen.kernels(spec):
+            found.setdefault(kernel.name, (spec, kernel))
+    return found
+
+
+def rules() -> list[str]:
+    """Names of the rules that have a kernel, one for each combination of an optimizer's flags."""
+    return sorted(_kernels())
+
+
+def description(rule: str) -> _codegen.Kernel:
+    """What is known of a rule's kernel."""
+    return _kernels()[rule][1]
+
+
+def function(rule: str, state_dtype: str) -> tuple[Any, bool]:
+    """The Python function of a rule's kernel, and whether it is in the cache."""
+    module, is_kept = _module(f"{rule}_{state_dtype}", codegen.kernel_source(_kernels()[rule][1], state_dtype))
+    return getattr(module, rule), is_kept
+
+
+def trust_function(spec: Spec) -> tuple[Any, bool]:
+    """The same for the kernel that computes trust ratios."""
+    module, is_kept = _module(f"{spec.rule_name}_trust", codegen.trust_source(spec))
+    return getattr(module, f"{spec.rule_name}_trust"), is_kept
+
+
+STAGES = {"apply_update": (THREADS, 4), "decide": (32, 4), "exchange_averages": (THREADS, 4)} | {
+    "copy_parameters": (THREADS, 4),
+    "sum_squares": (WARP_THREADS, 6),
+    "fill_words": (THREADS, 3),
+}
+"""Kernels that are the same for all rules: threads of a block, number of arguments."""
+
+
+def stage_function(name: str) -> tuple[Any, bool]:
+    """The same for one of `STAGES`: its text goes the way of generated ones, so that the cache sees changes of it."""
+    module, is_kept = _module(name, "\n" + inspect.getsource(getattr(stages, name)))
+    return getattr(module, name), is_kept
+
+
+def options(threads: int) -> dict[str, Any]:
+    """How kernels are compiled."""
+    return {} if SIMULATED else {"launch_bounds": (threads, BLOCKS_PER_MULTIPROCESSOR)}
+
+
+class Compiled:
+    """A kernel that is compiled when first launched, and keeps its launches configured."""
+
+    def __init__(self, function: Any, is_kept: bool, threads: int) -> None:
+        self.threads = threads
+        self._compiled = cuda.jit(cache=is_kept, **options(threads))(function)
+        self._configured: dict[tuple[int, int], Any] = {}
+
+    def launch(self, n_blocks: int, stream: int, *arguments: int) -> None:
+        if SIMULATED:
+            self._compiled[n_blocks, self.threads](*arguments)
+            return
+        key = (n_blocks, stream)
+        configured = self._configured.get(key)
+        if configured is None:
+            if len(self._configured) > 1000:
+                self._configured.clear()
+            with memory.quiet():
+                configured = self._compiled[n_blocks, self.threads, memory.numba_stream(stream)]
+            self._configured[key] = configured
+        configured(*arguments)
+
+
+@functools.cache
+def compiled(rule: str, state_dtype: str) -> Compiled:
+    """The kernel of a rule."""
+    return Compiled(*function(rule, state_dtype), THREADS)
+
+
+@functools.cache
+def compiled_trust(rule_name: str) -> Compiled:
+    """The kernel of an optimizer's trust ratio."""
+    spec = next(spec for spec in registry.values() if spec.rule_name == rule_name)
+    return Compiled(*trust_function(spec), WARP_THREADS)
+
+
+@functools.cache
+def stage(name: str) -> Compiled:
+    """A kernel that is the same for all rules."""
+    return Compiled(*stage_function(name), STAGES[name][0])
+
+
+def ptx(rule: str, cc: tuple[int, int] = (9, 0), state_dtype: str = "float32") -> str:
+    """PTX of a rule's kernel, compiled without a GPU.
+
+    Parameters
+    ----------
+    rule
+        One of `rules`.
+    cc : (int, int), default (9, 0)
+        Compute capability to compile for.
+    state_dtype : {"float32", "bfloat16", "8bit"}
+        Of the states.
+
+    Raises
+    ------
+    ValueError
+        For an unknown rule or state_dtype.
+    RuntimeError
+        Under Numba's simulator, which compiles nothing.
+    """
+    if rule not in _kernels():
+        raise ValueError(f"rule must be one of fastopt.cuda.rules(), got {rule!r}")
+    if state_dtype not in _codecs.STATE_DTYPES:
+        raise ValueError(f"state_dtype must be one of {', '.join(_codecs.STATE_DTYPES)}, got {state_dtype!r}")
+    return compile_ptx(function(rule, state_dtype)[0], 4, THREADS, cc)
+
+
+def compile_ptx(function: Any, n_arguments: int, threads: int, cc: tuple[int, int]) -> str:
+    """PTX of a kernel that takes so many addresses and numbers."""
+    if SIMULATED:
+        raise RuntimeError("Numba's simulator (NUMBA_ENABLE_CUDASIM=1) makes no PTX")
+    from numba.cuda import types
+
+    signature = types.void(*[types.int64] * n_arguments)
+    return cuda.compile_ptx(function, signature, cc=cc, **options(threads))[0]

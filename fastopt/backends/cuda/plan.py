@@ -1,0 +1,744 @@
+"""The step on the device: from gradients and param groups to launches on a stream.
+
+A `Plan` is what one optimizer needs for a step, prebuilt. It goes through the rooms of the CPU's engine, and nothing
+waits for the device:
+
+1. groups     hyperparameters are compared with those last seen; what changed is validated
+2. gather     every gradient is checked
+3. scalars    host scalars of every (group, step count)
+4. upload     the table of segments if an array changed, and the numbers of the step (see `layout`)
+5. launch     norm and decision if asked for, then one kernel for all tensors of a rule
+
+Whether a step with `skip_nonfinite` was applied is decided on the device, and the host may be several steps ahead
+before it knows. So it uploads host scalars for every number of those steps that may have been applied, and the device
+takes the row that is true.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastopt import _buffers, _codecs, _stages
+from fastopt.backends.cuda import codegen, kernels, layout, memory, stages
+
+MAX_UNDECIDED = 7
+"""Steps that may be undecided before one waits for the first of them."""
+_WORDS = layout.ROW // 8
+_PLAIN = (1.0, None, None, False, False)
+_STORAGES = {"float32": layout.FLOAT32, "bfloat16": layout.BFLOAT16, "float16": layout.FLOAT16}
+
+
+def _word(offset: int) -> int:
+    return offset // 8
+
+
+class Decision:
+    """What becomes of one step: known to the device first, and to the host when it asks."""
+
+    def __init__(self, event: memory.Event, header: np.ndarray, may_skip: bool) -> None:
+        self._event, self._header = event, header
+        self._may_skip = may_skip
+        self._known: tuple[bool, float] | None = None
+
+    def is_known(self) -> bool:
+        """Whether the host can tell without waiting."""
+        if self._known is None and self._event.has_passed():
+            self._read()
+        return self._known is not None
+
+    def result(self) -> tuple[bool, float]:
+        """(applied, norm), after waiting for the device if need be."""
+        if self._known is None:
+            self._event.wait()
+            self._read()
+        assert self._known is not None
+        return self._known
+
+    def _read(self) -> None:
+        applied = bool(self._header.view(np.int32)[layout.APPLIED // 4])
+        self._known = (applied or not self._may_skip, float(self._header.view(np.float64)[layout.NORM // 8]))
+
+
+class DeviceStepInfo:
+    """What became of a step on the GPU: as `fastopt.StepInfo`, but reading an attribute waits for the step's norm."""
+
+    __slots__ = ("_decision",)
+
+    def __init__(self, decision: Decision) -> None:
+        self._decision = decision
+
+    @property
+    def applied(self) -> bool:
+        """False if `skip_nonfinite` found an inf or NaN: nothing was changed then."""
+        return self._decision.result()[0]
+
+    @property
+    def grad_norm(self) -> float:
+        """Global L2 norm of the scaled gradients before clipping."""
+        return self._decision.result()[1]
+
+    def __repr__(self) -> str:
+        if self._decision.is_known():
+            return f"DeviceStepInfo(applied={self.applied}, grad_norm={self.grad_norm!r})"
+        return "DeviceStepInfo(not known yet)"
+
+
+class _Undecided(NamedTuple):
+    """A step of which the host does not know whether it was applied."""
+
+    decision: Decision
+    active: tuple[int, ...]
+    values: tuple[Any, ...]
+
+
+class _Run(NamedTuple):
+    """Segments that one launch takes: neighbours in the table with the same kernel."""
+
+    kernel: str
+    first: int
+    n: int
+    n_tiles: int
+
+
+class _Buffers:
+    """A table and numbers on the device."""
+
+    def __init__(self, n_rows: int, n_scalars: int) -> None:
+        self.table = memory.allocate(n_rows * layout.ROW)
+        self.table_host = memory.Ring(n_rows * layout.ROW, 8)
+        self.numbers = memory.allocate(layout.HEADER + n_scalars * layout.SCALAR_BYTES)
+        self.numbers_host = memory.Ring(layout.HEADER + n_scalars * layout.SCALAR_BYTES)
+        self.n_scalars = n_scalars
+        self.n_segments = 0
+        self.runs: tuple[_Run, ...] = ()
+
+    @property
+    def table_at(self) -> int:
+        return memory.address_of(self.table)
+
+    @property
+    def numbers_at(self) -> int:
+        return memory.address_of(self.numbers)
+
+
+class _Captured(NamedTuple):
+    """What a captured step did, for replays."""
+
+    active: tuple[int, ...]
+    kernels: tuple[str, ...]
+    options: tuple
+    blocks: tuple[int, ...]
+
+
+class Plan:
+    """The prebuilt step of one optimizer."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._reference = weakref.ref(optimizer)  # in a cycle, large states would wait for the garbage collector
+        self.n_threads = 0
+        self.busy = False
+        spec = self._spec = optimizer.spec
+        tensors = optimizer._tensors
+        self._groups = optimizer.param_groups
+        self._group_dicts = list(self._groups)
+        self._hyper_names = ("params", *spec.hypers)
+        self._group_values: list[tuple | None] = [None] * len(self._groups)
+        self._kernels = [""] * len(self._groups)
+        self._names = optimizer._names or ()
+        self._group_of = [tensor.group for tensor in tensors]
+        self._steps = [tensor.step for tensor in tensors]
+        self._running = [tensor.running for tensor in tensors] if spec.running else []
+        self._shapes = [tensor.shape for tensor in tensors]
+        self._arrays = [tensor.array for tensor in tensors]
+        self._state_names = tuple(spec.states)
+        self._rows = np.zeros((len(tensors), _WORDS), np.int64)
+        self._states = np.zeros((len(tensors), 2, len(self._state_names)), np.int64)
+        self._itemsizes = np.zeros(_WORDS, np.int64)
+        self._pointers: list[tuple[Any, str]] = []
+        self._layout(optimizer)
+        self._gradient = np.zeros(len(tensors), np.int64)
+        self._is_stale = True
+        self._arrangement: tuple[Any, ...] = ()
+        self._table: tuple[np.ndarray, tuple[_Run, ...]] = (np.zeros((0, _WORDS), np.int64), ())
+        total = sum(math.prod(shape) for shape in self._shapes)
+        n_blocks = total // layout.NORM_BLOCK + len(tensors) + 1
+        self._sums = memory.allocate(8 * n_blocks)
+        self._other_sums = memory.allocate(8 * n_blocks if spec.trust else 8)
+        self._n_norm_blocks = 0
+        self._n_trust_blocks = 0
+        n_scalars = max(len(self._groups) * (MAX_UNDECIDED + 1), 2)
+        self._eager = _Buffers(max(len(tensors), 1), n_scalars)
+        self._captured_buffers: _Buffers | None = None
+        self._captured: _Captured | None = None
+        self._control = memory.allocate(layout.CONTROL)
+        self._decided = 0
+        self._undecided: list[_Undecided] = []
+        self._headers = memory.pinned(layout.HEADER * 4 * (MAX_UNDECIDED + 1))
+        self._decisions: list[Decision | None] = [None] * (4 * (MAX_UNDECIDED + 1))
+        self._next_decision = 0
+        self._has_run = False
+
+    def _layout(self, optimizer: Any) -> None:
+        """Fill what does not change in the rows, and list everything that a step writes."""
+        rows, sizes = self._rows, self._itemsizes
+        is_split = optimizer.master is not None
+        sizes[[_word(layout.P), _word(layout.LOW)]] = 2 if is_split else 4, 2 if is_split else 0
+        self._element_bytes = {"float32": 4, "bfloat16": 2, "8bit": 1}[optimizer.state_dtype]
+        for k, tensor in enumerate(optimizer._tensors):
+            row = rows[k]
+            row[_word(layout.N)] = tensor.size
+            row[_word(layout.INDEX)] = tensor.index
+            written = [(layout.P, tensor.array, tensor.label), (layout.LOW, tensor.low, "the lower half")]
+            written += [(layout.EMA, tensor.ema, "the average"), (layout.COPY, tensor.copy, "the copy")]
+            written += [(layout.UPDATE, tensor.update, "the workspace")]
+            for offset, array, what in written:
+                if array is not None:
+                    row[_word(offset)] = memory.address_of(array)
+                    self._pointers.append((array, what if offset == layout.P else f"{what} of {tensor.label}"))
+            for j, name in enumerate(self._state_names):
+                for part, kept, what in ((0, tensor.states, "state"), (1, tensor.scales, "scales of state")):
+                    if name in kept:
+                        self._states[k, part, j] = memory.address_of(kept[name])
+                        self._pointers.append((kept[name], f"{what} {name!r} of {tensor.label}"))
+        ranges = []
+        for array, what in self._pointers:
+            seen = memory.look(array)
+            assert seen is not None
+            ranges.append((seen.address, seen.address + memory.nbytes(array), what))
+        self._written = sorted(ranges)
+
+    @property
+    def _optimizer(self) -> Any:
+        return self._reference()
+
+    # --- 1. groups
+
+    def _check_groups(self) -> None:
+        if len(self._groups) != len(self._group_dicts):
+            self._optimizer._refuse_regrouping()
+        for k, known in enumerate(self._group_dicts):
+            group = self._groups[k]
+            if group is not known:
+                self._optimizer._refuse_regrouping()
+            values = self._group_values[k]
+            if values is not None and len(group) == len(values):
+                for name, value in zip(self._hyper_names, values, strict=False):
+                    if group.get(name) is not value:
+                        break
+                else:
+                    continue
+            self._read_group(k)
+
+    def _read_group(self, k: int) -> None:
+        name, _ = self._optimizer._read_group(k)
+        group = self._group_dicts[k]
+        if name != self._kernels[k]:
+            self._kernels[k] = name
+            self._is_stale = True
+            states = kernels.description(name).states
+            members = [i for i, of in enumerate(self._group_of) if of == k]
+            self._rows[members, _word(layout.STATES) : _WORDS] = 0
+            for j, state in enumerate(states):
+                at = self._state_names.index(state)
+                self._rows[members, _word(layout.STATES) + j] = self._states[members, 0, at]
+                self._rows[members, _word(layout.SCALES) + j] = self._states[members, 1, at]
+        values = [group[key] for key in self._hyper_names]
+        values += [group[key] for key in group if key not in self._hyper_names]
+        self._group_values[k] = tuple(values)
+
+    # --- 2. gather
+
+    def _gather(self, gradients: Any) -> list[int]:
+        """Check every gradient, note where it is, and return the positions of those that are there."""
+        optimizer = self._optimizer
+        structure = optimizer._structure
+        if structure == "single":
+            items: Sequence[Any] = (gradients,)
+        elif structure == "mapping":
+            if type(gradients) is not dict:
+                gradients = _buffers.gradient_mapping(optimizer, gradients)
+            if len(gradients) != len(self._arrays) or any(name not in gradients for name in self._names):
+                _buffers.refuse_gradient_names(optimizer, gradients)
+            items = [gradients[name] for name in self._names]
+        else:
+            if type(gradients) is not list:
+                gradients = _buffers.gradient_list(optimizer, gradients)
+            if len(gradients) != len(self._arrays):
+                _buffers.refuse_gradient_count(optimizer, gradients)
+            items = gradients
+        torch: Any = sys.modules.get("torch")
+        found = []
+        for i, gradient in enumerate(items):
+            if gradient is None:
+                continue
+            if (
+                torch is not None
+                and type(gradient) is torch.Tensor
+                and gradient.dtype is torch.float32
+                and gradient.is_cuda
+                and gradient.shape == self._shapes[i]
+                and gradient.is_contiguous()
+            ):
+                address, dtype = gradient.data_ptr(), "float32"
+            else:
+                address, dtype = self._check_gradient(i, gradient)
+            found.append((i, address, _STORAGES[dtype]))
+        row = self._rows
+        changed = []
+        for i, address, storage in found:
+            if self._gradient[i] != address or row[i, _word(layout.STORAGE)] != storage:
+                self._check_apart(i, address, storage)
+                changed.append((i, address, storage))
+            self._check_parameter(i)
+            if not 0 <= self._steps[i] < 2**53 - MAX_UNDECIDED - 1:
+                _buffers.refuse_step(optimizer, i, int(self._steps[i]))
+        for i, address, storage in changed:
+            self._gradient[i] = row[i, _word(layout.GRADIENT)] = address
+            row[i, _word(layout.STORAGE)] = storage
+            self._is_stale = True
+        return [i for i, _, _ in found]
+
+    def _check_gradient(self, i: int, gradient: Any) -> tuple[int, str]:
+        what = _buffers._gradient_label(self._optimizer, i)
+        seen = memory.look(gradient)
+        dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+        if seen is not None and seen.dtype == "uint16":
+            if self._optimizer.grad_dtype != "bfloat16":
+                raise TypeError(f"{what} is uint16; with grad_dtype='bfloat16' at construction that means bfloat16")
+            dtypes = ("uint16",)
+        seen = memory.checked(gradient, what, shape=self._shapes[i], dtypes=dtypes, writable=False)
+        return seen.address, "bfloat16" if seen.dtype == "uint16" else seen.dtype
+
+    def _check_apart(self, i: int, address: int, storage: int) -> None:
+        """Raise ValueError if a gradient lies in memory that the step writes."""
+        end = address + int(self._rows[i, _word(layout.N)]) * (4 if storage == layout.FLOAT32 else 2)
+        for first, last, what in self._written:
+            if first >= end:
+                break
+            if address < last and first < last and address < end:
+                _buffers.refuse_overlapping_gradient(self._optimizer, i, what)
+
+    def _check_parameter(self, i: int) -> None:
+        """Raise ValueError if a parameter's memory is no longer what the plan knows (PyTorch can exchange it)."""
+        array = self._arrays[i]
+        if hasattr(array, "data_ptr") and array.data_ptr() != self._rows[i, _word(layout.P)]:
+            _buffers.refuse_changed_parameter(self._optimizer, i)
+
+    def _check_zeroable(self, gradients: Any, active: Sequence[int]) -> None:
+        """Raise ValueError unless every gradient can be zeroed without touching another."""
+        structure = self._optimizer._structure
+        items = {0: gradients} if structure == "single" else gradients
+        ranges = []
+        for i in active:
+            gradient = items[self._names[i]] if structure == "mapping" else items[i]
+            seen = memory.look(gradient)
+            assert seen is not None
+            if not seen.is_writable:
+                _buffers.refuse_read_only_gradient(self._optimizer, i)
+            if seen.size:
+                ranges.append((seen.address, seen.address + memory.nbytes(gradient), i))
+        ranges.sort()
+        for before, after in itertools.pairwise(ranges):
+            if after[0] < before[1]:
+                _buffers.refuse_shared_gradients(self._optimizer, *sorted((before[2], after[2])))
+
+    # --- 3. scalars
+
+    def _host_scalars(
+        self, values: Mapping[str, Any], step: int, running: tuple[float, ...]
+    ) -> tuple[np.ndarray, tuple[float, ...]]:
+        """The host scalars of step number `step` in float32, and the running ones after it."""
+        spec = self._spec
+        hypers = {name: values[name] for name in spec.host_hypers}
+        if spec.trust == "update":
+            hypers["lr"] = 1.0  # the rule gives the direction; its size comes with the ratio
+        carried = dict(zip(spec.running, running, strict=True))
+        own = spec.scalars(step=step, **carried, **hypers)
+        advanced = tuple(float(own.pop(name)) for name in spec.running)
+        stage = _stages.scalars(**spec.stage_values(values))
+        with np.errstate(all="ignore"):
+            return np.array([*stage.values(), *own.values()], np.float64).astype(np.float32), advanced
+
+    def _scalar_rows(self, active: Sequence[int], n_rows: int) -> tuple[list[int], list[list[bytes]]]:
+        """Which of the scalars each tensor takes, and their bytes for each number of undecided steps applied."""
+        kinds: dict[tuple, int] = {}
+        chosen: list[int] = []
+        rows: list[list[bytes]] = [[] for _ in range(n_rows)]
+        for i in active:
+            running = tuple(self._running[i].tolist()) if self._running else ()
+            key = (self._group_of[i], int(self._steps[i]), running)
+            if key not in kinds:
+                kinds[key] = len(kinds)
+                group, step, _ = key
+                for row in rows:
+                    step += 1
+                    try:
+                        scalars, running = self._host_scalars(self._group_dicts[group], step, running)
+                        fits = bool(np.isfinite(scalars).all())
+                    except (ZeroDivisionError, OverflowError):
+                        fits = False
+                    if not fits:
+                        _buffers.refuse_scalars(self._optimizer, i, step)
+                    row.append(self._scalar_bytes(scalars, group, step))
+            chosen.append(kinds[key])
+        return chosen, rows
+
+    def _scalar_bytes(self, scalars: np.ndarray, group: int, step: int) -> bytes:
+        return scalar_bytes(scalars, self._spec, self._group_dicts[group], self._optimizer.seed, step)
+
+    # --- 4. upload
+
+    def _arrange(self, active: Sequence[int], blocks: Sequence[int]) -> None:
+        """Turn the rows of active tensors into segments: neighbours in memory become one."""
+        arrangement = (tuple(active), tuple(blocks), tuple(self._kernels))
+        if not self._is_stale and arrangement == self._arrangement:
+            return
+        rows = self._rows[list(active)].copy()
+        rows[:, _word(layout.SCALARS)] = np.array(blocks, np.int64) * layout.SCALAR_BYTES
+        names = np.array([self._kernels[self._group_of[i]] for i in active])
+        n = rows[:, _word(layout.N)]
+        keep = n > 0
+        rows, names, n = rows[keep], names[keep], n[keep]
+        if len(rows) > 1 and self._spec.trust is None:
+            starts = ~self._follows(rows, names)
+            first = np.flatnonzero(starts)
+            lengths = np.add.reduceat(n, first)
+            rows, names, n = rows[first].copy(), names[first], lengths
+            rows[:, _word(layout.N)] = n
+        is_wide = self._sizes_of(rows) == 4
+        addresses = rows[:, self._address_words]
+        odd = np.where(is_wide, addresses % 16, addresses % 8)
+        rows[:, _word(layout.ALIGNED)] = ~odd.any(axis=1)
+        rows[:, _word(layout.NORM_START)] = np.cumsum(n) - n
+        n_blocks = -(-n // layout.NORM_BLOCK)
+        rows[:, _word(layout.FIRST_BLOCK)] = np.cumsum(n_blocks) - n_blocks
+        self._n_norm_blocks = -(-int(n.sum()) // layout.NORM_BLOCK)
+        self._n_trust_blocks = int(n_blocks.sum())
+        tiles = -(-n // kernels.TILE)
+        runs = []
+        bounds = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist(), len(rows)]
+        for start, stop in itertools.pairwise(bounds):
+            if stop > start:
+                rows[start:stop, _word(layout.FIRST_TILE)] = np.cumsum(tiles[start:stop]) - tiles[start:stop]
+                runs.append(_Run(str(names[start]), start, stop - start, int(tiles[start:stop].sum())))
+        self._table = rows, tuple(runs)
+        self._arrangement = arrangement
+        self._is_stale = True
+
+    _address_words = tuple(
+        _word(offset)
+        for offset in (
+            *(layout.P, layout.LOW, layout.GRADIENT, layout.EMA, layout.COPY, layout.UPDATE),
+            *(layout.STATES + 8 * k for k in range(layout.MAX_STATES)),
+        )
+    )
+
+    def _sizes_of(self, rows: np.ndarray) -> np.ndarray:
+        """Bytes of an element behind each of `_address_words`, for every row."""
+        sizes = np.full((len(rows), len(self._address_words)), 4, np.int64)
+        sizes[:, 0] = self._itemsizes[0]
+        sizes[:, 1] = 2
+        sizes[:, 2] = np.where(rows[:, _word(layout.STORAGE)] == layout.FLOAT32, 4, 2)
+        sizes[:, 4] = 2
+        sizes[:, 6:] = self._element_bytes
+        if self._element_bytes == 1 and "weights" in self._spec.kinds.values():
+            sizes[:, 6:] = 2
+        return sizes
+
+    def _follows(self, rows: np.ndarray, names: np.ndarray) -> np.ndarray:
+        """For each row, whether every array of it continues that of the row before in memory."""
+        before, after = rows[:-1], rows[1:]
+        n = before[:, _word(layout.N), None]
+        addresses, next_addresses = before[:, self._address_words], after[:, self._address_words]
+        sizes = self._sizes_of(before)
+        continues = (next_addresses == addresses + n * sizes) | ((addresses == 0) & (next_addresses == 0))
+        same = continues.all(axis=1) & (names[1:] == names[:-1])
+        for offset in (layout.SCALARS, layout.STORAGE):
+            same &= before[:, _word(offset)] == after[:, _word(offset)]
+        if self._element_bytes != 4:
+            same &= before[:, _word(layout.INDEX)] + n[:, 0] == after[:, _word(layout.INDEX)]
+        scales = before[:, _word(layout.SCALES) :]
+        if scales.any():
+            same &= n[:, 0] % layout.BLOCK == 0
+            following = scales + n // layout.BLOCK * 2
+            same &= ((after[:, _word(layout.SCALES) :] == following) | (scales == 0)).all(axis=1)
+        return np.concatenate([[False], same])
+
+    def _numbers(self, buffers: _Buffers, rows: list[list[bytes]], options: tuple) -> np.ndarray:
+        """Write the numbers of a step into a buffer to be sent."""
+        grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads = options
+        host = buffers.numbers_host.next()
+        write_header(host, self._optimizer, grad_scale, clip_value, zero_grads)
+        words, doubles = host.view(np.int32), host.view(np.float64)
+        words[layout.ROW_BYTES // 4] = len(rows[0]) * layout.SCALAR_BYTES if rows else 0
+        words[layout.SKIPS // 4] = bool(skip_nonfinite)
+        words[layout.LIMITS // 4] = max_norm is not None and not math.isinf(max_norm)
+        words[layout.DECIDED // 4] = self._decided
+        doubles[layout.GRAD_SCALE // 8] = grad_scale
+        doubles[layout.MAX_NORM // 8] = 0.0 if max_norm is None else max_norm
+        body = b"".join(b"".join(row) for row in rows)
+        host[layout.HEADER : layout.HEADER + len(body)] = np.frombuffer(body, np.uint8)
+        return host[: layout.HEADER + len(body)]
+
+    def _send(self, buffers: _Buffers, numbers: np.ndarray, stream: int) -> None:
+        memory.copy_in(buffers.numbers_at, numbers, stream)
+        buffers.numbers_host.sent(stream)
+
+    def _send_table(self, buffers: _Buffers, stream: int, is_captured: bool = False) -> None:
+        """Upload the table, if it is not there already."""
+        table, runs = self._table
+        if not self._is_stale and not is_captured:
+            return
+        # What is captured becomes a node of the graph, and is read again at every replay.
+        host = buffers.table_host.buffers[0] if is_captured else buffers.table_host.next()
+        host[: table.nbytes] = np.ascontiguousarray(table).view(np.uint8).ravel()
+        memory.copy_in(buffers.table_at, host[: table.nbytes], stream)
+        if not is_captured:
+            buffers.table_host.sent(stream)
+            self._is_stale = False
+        buffers.n_segments, buffers.runs = len(table), runs
+
+    # --- 5. launch
+
+    def _launch(self, buffers: _Buffers, needs_norm: bool, stream: int) -> None:
+        table, numbers, n = buffers.table_at, buffers.numbers_at, buffers.n_segments
+        sums, others = memory.address_of(self._sums), memory.address_of(self._other_sums)
+        if needs_norm:
+            if self._n_norm_blocks:
+                self._sum(buffers, stages.ALL_GRADIENTS, self._n_norm_blocks, sums, stream)
+            control = memory.address_of(self._control)
+            kernels.stage("decide").launch(1, stream, numbers, control, self._n_norm_blocks, sums)
+        if n == 0:
+            return
+        trust = self._spec.trust
+        if trust:
+            self._sum(buffers, stages.PARAMETERS, self._n_trust_blocks, sums, stream)
+        if trust == "gradient":
+            self._sum(buffers, stages.CLIPPED_GRADIENT, self._n_trust_blocks, others, stream)
+            self._ratios(buffers, sums, others, stream)
+        for run in buffers.runs:
+            kernel = kernels.compiled(run.kernel, self._optimizer.state_dtype)
+            arguments = (table + layout.ROW * run.first, numbers, run.n, run.n_tiles)
+            kernel.launch(min(run.n_tiles, kernels.MAX_BLOCKS), stream, *arguments)
+        if trust == "update":
+            self._sum(buffers, stages.UPDATES, self._n_trust_blocks, others, stream)
+            self._ratios(buffers, sums, others, stream)
+            for run in buffers.runs:
+                arguments = (table + layout.ROW * run.first, numbers, run.n, run.n_tiles)
+                kernels.stage("apply_update").launch(min(run.n_tiles, kernels.MAX_BLOCKS), stream, *arguments)
+
+    def _sum(self, buffers: _Buffers, what: int, n_blocks: int, sums: int, stream: int) -> None:
+        blocks = min(-(-n_blocks * 32 // kernels.WARP_THREADS), kernels.MAX_BLOCKS)
+        arguments = (buffers.table_at, buffers.numbers_at, buffers.n_segments, what, n_blocks, sums)
+        kernels.stage("sum_squares").launch(blocks, stream, *arguments)
+
+    def _ratios(self, buffers: _Buffers, sums: int, others: int, stream: int) -> None:
+        blocks = min(-(-buffers.n_segments * 32 // kernels.WARP_THREADS), kernels.MAX_BLOCKS)
+        kernel = kernels.compiled_trust(self._spec.rule_name)
+        kernel.launch(blocks, stream, buffers.table_at, buffers.numbers_at, buffers.n_segments, sums, others)
+
+    # --- The step
+
+    def step(self, gradients: Any, options: tuple = _PLAIN, stream: Any = None) -> DeviceStepInfo | None:
+        """Check everything, then queue the update of every tensor that has a gradient on the stream.
+
+        Returns None where nothing needs the norm: the step is applied then.
+        """
+        if self.busy:
+            _buffers.refuse_concurrent_step(self._optimizer)
+        self.busy = True
+        try:
+            self._check_groups()
+            active = tuple(self._gather(gradients))
+            if options[4]:
+                self._check_zeroable(gradients, active)
+            handle = memory.stream_of(self._arrays, stream)
+            if memory.is_capturing(handle):
+                self._capture(active, options, handle)
+                return None
+            return self._run(active, options, handle)
+        finally:
+            self.busy = False
+
+    def _run(self, active: tuple[int, ...], options: tuple, stream: int) -> DeviceStepInfo | None:
+        needs_norm = options[1] is not None or options[3]
+        n_rows = self._rows_needed(active, options)
+        blocks, rows = self._scalar_rows(active, n_rows)
+        self._make_room(len(set(blocks)) * n_rows)
+        self._arrange(active, blocks)
+        numbers = self._numbers(self._eager, rows, options)
+        self._send_table(self._eager, stream)
+        self._send(self._eager, numbers, stream)
+        self._launch(self._eager, needs_norm, stream)
+        self._has_run = True
+        return self._count(active, options, self._eager, stream)
+
+    def _count(self, active: tuple[int, ...], options: tuple, buffers: _Buffers, stream: int) -> DeviceStepInfo | None:
+        """Count the step, now or when it is decided."""
+        may_skip, needs_norm = options[3], options[1] is not None or options[3]
+        if not may_skip:
+            self._advance(active, self._group_values)
+        if not needs_norm:
+            return None
+        decision = self._read_back(buffers, may_skip, stream)
+        if may_skip:
+            self._undecided.append(_Undecided(decision, active, tuple(self._group_values)))
+        return DeviceStepInfo(decision)
+
+    def _read_back(self, buffers: _Buffers, may_skip: bool, stream: int) -> Decision:
+        """Queue a copy of the header: what the device decided."""
+        k = self._next_decision
+        self._next_decision = (k + 1) % len(self._decisions)
+        before = self._decisions[k]
+        if before is not None:
+            before.result()  # its header's place is used again
+        header = self._headers[layout.HEADER * k : layout.HEADER * (k + 1)]
+        memory.copy_out(header, buffers.numbers_at, stream)
+        event = memory.Event()
+        event.record(stream)
+        decision = Decision(event, header, may_skip)
+        self._decisions[k] = decision
+        return decision
+
+    def _rows_needed(self, active: tuple[int, ...], options: tuple) -> int:
+        """One more than the undecided steps that this one can go on top of; others are waited for."""
+        self._settle(wait=False)
+        values = tuple(self._group_values)
+        fits = options[3] and len(self._undecided) < MAX_UNDECIDED
+        for step in self._undecided:
+            fits = fits and step.active == active and step.values == values
+        if not fits:
+            self._settle(wait=True)
+        return len(self._undecided) + 1
+
+    def _settle(self, wait: bool) -> None:
+        """Count the undecided steps of which the host can know by now, or of all."""
+        while self._undecided and (wait or self._undecided[0].decision.is_known()):
+            step = self._undecided.pop(0)
+            applied, _ = step.decision.result()
+            if applied:
+                self._decided += 1
+                self._advance(step.active, step.values)
+
+    def settle(self) -> None:
+        """Wait until the host knows of every step whether it was applied."""
+        self._settle(wait=True)
+
+    def _advance(self, active: Sequence[int], group_values: Sequence[Any]) -> None:
+        """Count a step that was taken with these values of the groups."""
+        for i in active:
+            if self._running:
+                running = tuple(self._running[i].tolist())
+                values = dict(zip(self._hyper_names, group_values[self._group_of[i]], strict=False))
+                _, advanced = self._host_scalars(values, int(self._steps[i]) + 1, running)
+                self._running[i][...] = advanced
+            self._steps[i] += 1
+
+    def _make_room(self, n_scalars: int) -> None:
+        if n_scalars > self._eager.n_scalars:
+            memory.synchronize()
+            self._eager = _Buffers(max(len(self._arrays), 1), 2 * n_scalars)
+            self._is_stale = True
+
+    # --- Captured graphs
+
+    def _capture(self, active: tuple[int, ...], options: tuple, stream: int) -> None:
+        """Put the step's launches into the graph that is being captured; `prepare_replay` counts its replays."""
+        name = type(self._optimizer).__name__
+        if self._captured_buffers is None:
+            raise RuntimeError(f"{name}: call prepare_capture() after a first step and before capturing one")
+        blocks, _ = self._scalar_rows(active, 1)
+        if max(blocks, default=0) >= len(self._groups):
+            raise RuntimeError(f"{name}: a captured step needs the same step count for all tensors of a param group")
+        buffers = self._captured_buffers
+        self._arrange(active, blocks)
+        self._send_table(buffers, stream, is_captured=True)
+        self._launch(buffers, options[1] is not None or options[3], stream)
+        self._captured = _Captured(active, tuple(self._kernels), options, tuple(blocks))
+        self._arrangement = ()
+
+    def prepare_capture(self) -> None:
+        """Make what a captured step needs: nothing can be allocated while a graph is captured."""
+        if not self._has_run:
+            raise RuntimeError(f"{type(self._optimizer).__name__}: run a step like the one to be captured first")
+        self._captured_buffers = _Buffers(max(len(self._arrays), 1), len(self._groups) * (MAX_UNDECIDED + 1))
+        memory.synchronize()
+
+    def prepare_replay(self, stream: Any = None) -> DeviceStepInfo | None:
+        """Count one replay of the captured step, and queue its numbers before it."""
+        name = type(self._optimizer).__name__
+        if self._captured is None or self._captured_buffers is None:
+            raise RuntimeError(f"{name}: no step was captured")
+        self._check_groups()
+        active, names, options, captured_blocks = self._captured
+        if tuple(self._kernels) != names:
+            raise RuntimeError(f"{name}: the hyperparameters now need another kernel than the captured one")
+        handle = memory.stream_of(self._arrays, stream)
+        self.settle()
+        blocks, rows = self._scalar_rows(active, 1)
+        if tuple(blocks) != captured_blocks:
+            raise RuntimeError(f"{name}: step counts in a param group differ now; in the captured step they did not")
+        self._send(self._captured_buffers, self._numbers(self._captured_buffers, rows, options), handle)
+        if options[3]:
+            # what the replay decides is read back when the next one is prepared
+            self._undecided.append(_Undecided(_Later(self, handle, options[3]), active, tuple(self._group_values)))
+        else:
+            self._advance(active, self._group_values)
+        return None
+
+
+class _Later(Decision):
+    """The decision of a replay, which is queued after `prepare_replay`: read back when somebody asks."""
+
+    def __init__(self, plan: Plan, stream: int, may_skip: bool) -> None:
+        self._plan, self._stream = plan, stream
+        self._may_skip = may_skip
+        self._known = None
+
+    def is_known(self) -> bool:
+        return self._known is not None
+
+    def result(self) -> tuple[bool, float]:
+        if self._known is None:
+            buffers = self._plan._captured_buffers
+            assert buffers is not None
+            self._known = self._plan._read_back(buffers, self._may_skip, self._stream).result()
+        return self._known
+
+
+def scalar_bytes(scalars: np.ndarray, spec: Any, values: Mapping[str, Any], seed: int, step: int) -> bytes:
+    """One kind of tensor's host scalars, as `layout` has them."""
+    host = np.zeros(layout.SCALAR_BYTES, np.uint8)
+    host.view(np.float32)[: len(scalars)] = scalars
+    host.view(np.uint64)[layout.KEY // 8] = _codecs.dither_key(seed, step)
+    host.view(np.int32)[layout.STEP // 4] = step & 0x7FFFFFFF
+    if spec.trust:
+        names = codegen.trust_hypers(spec)
+        host.view(np.float64)[layout.HYPERS // 8 :][: len(names)] = [values[name] for name in names]
+    return host.tobytes()
+
+
+def write_header(
+    host: np.ndarray, optimizer: Any, grad_scale: float = 1.0, clip_value: float | None = None, zeroes: bool = False
+) -> None:
+    """Write what is the same whether there is a norm or not."""
+    host[: layout.HEADER] = 0
+    words, floats = host.view(np.int32), host.view(np.float32)
+    words[layout.APPLIED // 4] = 1
+    words[layout.CLIPS // 4] = clip_value is not None
+    words[layout.ZEROES // 4] = zeroes
+    floats[layout.SCALE // 4] = grad_scale
+    floats[layout.COEFFICIENT // 4] = 1.0
+    floats[layout.CLIP_VALUE // 4] = math.inf if clip_value is None else clip_value
+    if optimizer is not None and optimizer.ema_decay is not None:
+        floats[layout.EMA_DECAY // 4] = optimizer.ema_decay
+        floats[layout.EMA_WEIGHT // 4] = 1.0 - optimizer.ema_decay
+    is_float16 = optimizer is not None and optimizer.copy_dtype == "float16"
+    words[layout.COPY_STORAGE // 4] = layout.FLOAT16 if is_float16 else layout.BFLOAT16

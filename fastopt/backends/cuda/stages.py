@@ -1,0 +1,369 @@
+"""What surrounds a rule on the device, the same for all: segments, gradients, averages, copies, norms, decisions.
+
+Here are device functions and the texts' hand-written kernels; `fastopt.backends.cuda.codegen` generates the others.
+"""
+
+from __future__ import annotations
+
+from numba import cuda
+
+from fastopt.backends.cuda import layout
+from fastopt.backends.cuda.codecs import (
+    load4,
+    load4_parameters,
+    load4_stored,
+    store4,
+    store4_copy,
+    store4_parameters,
+    store4_u16,
+)
+from fastopt.backends.cuda.layout import (
+    APPLIED,
+    CHOICE,
+    CLIP_VALUE,
+    CLIPS,
+    COEFFICIENT,
+    COPY,
+    COPY_STORAGE,
+    COUNT,
+    DECIDED,
+    EMA,
+    EMA_DECAY,
+    EMA_WEIGHT,
+    FIRST_BLOCK,
+    FLOAT32,
+    GRAD_SCALE,
+    GRADIENT,
+    HEADER,
+    LANES,
+    LIMITS,
+    LOW,
+    MAX_NORM,
+    NORM,
+    NORM_BLOCK,
+    NORM_START,
+    RATIO,
+    ROW,
+    ROW_BYTES,
+    SCALARS,
+    SCALE,
+    SKIPS,
+    STORAGE,
+    UPDATE,
+    ZEROES,
+    N,
+    P,
+)
+from fastopt.backends.cuda.operations import (
+    add,
+    add64,
+    device,
+    div64,
+    from_bits,
+    int32,
+    int64,
+    load_f32,
+    load_f64,
+    load_i32,
+    load_i64,
+    maximum,
+    minimum,
+    mul,
+    mul64,
+    narrowed,
+    neg,
+    shuffle_f64,
+    sqrt64,
+    store_f32,
+    store_f64,
+    store_i32,
+    sub,
+    uint32,
+    widened,
+)
+from fastopt.backends.cuda.operations import float64 as as_float64
+
+# --- Segments
+
+
+@device("int64(int64, int64, int64, int64)")
+def find(table, n_rows, word, value):
+    """Address of the last row of the table whose `word` is at most `value`; the first has 0 there."""
+    low = 0
+    high = n_rows
+    while low + 1 < high:
+        middle = (low + high) // 2
+        if load_i64(table + ROW * middle + word) <= value:
+            low = middle
+        else:
+            high = middle
+    return table + ROW * low
+
+
+@device("int64(int64, int64)")
+def scalars_of(segment, numbers):
+    """Address of the host scalars of a segment, in the row that counts."""
+    row = load_i32(numbers + CHOICE) * load_i32(numbers + ROW_BYTES)
+    return numbers + HEADER + row + load_i64(segment + SCALARS)
+
+
+# --- Gradients
+
+
+@device("float32(int64, float32)")
+def clip(numbers, g):
+    scaled = mul(load_f32(numbers + COEFFICIENT), mul(load_f32(numbers + SCALE), g))
+    bound = load_f32(numbers + CLIP_VALUE)
+    return minimum(maximum(scaled, neg(bound)), bound)
+
+
+@device("UniTuple(float32, 4)(int64, int64, int64, int64, boolean)")
+def load4_gradient(segment, numbers, i, n, whole):
+    """Gradients as the rule takes them: in float32 and, if asked, clamped."""
+    address = load_i64(segment + GRADIENT)
+    a, b, c, d = load4_stored(address, load_i64(segment + STORAGE), i, n, whole)
+    if load_i32(numbers + CLIPS) != 0:
+        return clip(numbers, a), clip(numbers, b), clip(numbers, c), clip(numbers, d)
+    return a, b, c, d
+
+
+@device("float32(int64, float32)")
+def scaled_by_step(numbers, grad_scale):
+    """The rule's factor on gradients with the step's scale, unless they were scaled where they are clamped."""
+    return grad_scale if load_i32(numbers + CLIPS) != 0 else mul(grad_scale, load_f32(numbers + SCALE))
+
+
+@device("float32(int64, float32)")
+def coefficient_of_step(numbers, clip_coefficient):
+    """The same with the coefficient of clipping by norm."""
+    return clip_coefficient if load_i32(numbers + CLIPS) != 0 else load_f32(numbers + COEFFICIENT)
+
+
+@device("void(int64, int64, int64, int64, boolean)")
+def zero4(segment, numbers, i, n, whole):
+    """Zero gradients if the step is to."""
+    if load_i32(numbers + ZEROES) != 0:
+        address = load_i64(segment + GRADIENT)
+        if load_i64(segment + STORAGE) == FLOAT32:
+            zero = from_bits(uint32(0))
+            store4(address, i, n, whole, zero, zero, zero, zero)
+        else:
+            none = uint32(0)
+            store4_u16(address, i, n, whole, none, none, none, none)
+
+
+# --- What is kept beside the parameters
+
+
+@device("float32(int64, float32, float32)")
+def averaged(numbers, ema, p):
+    return add(mul(load_f32(numbers + EMA_DECAY), ema), mul(load_f32(numbers + EMA_WEIGHT), p))
+
+
+@device("void(int64, int64, int64, int64, boolean, float32, float32, float32, float32)")
+def keep4(segment, numbers, i, n, whole, a, b, c, d):
+    """Average and copy of new parameters, where they are kept."""
+    ema = load_i64(segment + EMA)
+    if ema != 0:
+        e, f, g, h = load4(ema, i, n, whole)
+        e, f, g, h = averaged(numbers, e, a), averaged(numbers, f, b), averaged(numbers, g, c), averaged(numbers, h, d)
+        store4(ema, i, n, whole, e, f, g, h)
+    copy = load_i64(segment + COPY)
+    if copy != 0:
+        store4_copy(copy, load_i32(numbers + COPY_STORAGE), i, n, whole, a, b, c, d)
+
+
+def apply_update(table, numbers, n_segments, n_tiles):
+    """Kernel: parameters minus the update, scaled by a trust ratio; and what comes after a rule."""
+    tile = int64(cuda.blockIdx.x)
+    while tile < n_tiles:
+        segment = find(table, n_segments, layout.FIRST_TILE, tile)
+        n = load_i64(segment + N)
+        i = 4 * ((tile - load_i64(segment + layout.FIRST_TILE)) * cuda.blockDim.x + cuda.threadIdx.x)
+        whole = load_i64(segment + layout.ALIGNED) != 0 and i + 4 <= n
+        if i < n:
+            if load_i32(numbers + APPLIED) != 0:
+                p = load_i64(segment + P)
+                low = load_i64(segment + LOW)
+                a, b, c, d = load4_parameters(p, low, i, n, whole)
+                e, f, g, h = load4(load_i64(segment + UPDATE), i, n, whole)
+                size = load_f32(segment + RATIO)
+                a, b, c, d = sub(a, mul(size, e)), sub(b, mul(size, f)), sub(c, mul(size, g)), sub(d, mul(size, h))
+                store4_parameters(p, low, i, n, whole, a, b, c, d)
+                keep4(segment, numbers, i, n, whole, a, b, c, d)
+            zero4(segment, numbers, i, n, whole)
+        tile += cuda.gridDim.x
+
+
+def exchange_averages(table, numbers, n_segments, n_tiles):  # noqa: ARG001  as the other kernels are called
+    """Kernel: parameters and their averages change places."""
+    tile = int64(cuda.blockIdx.x)
+    while tile < n_tiles:
+        segment = find(table, n_segments, layout.FIRST_TILE, tile)
+        n = load_i64(segment + N)
+        i = 4 * ((tile - load_i64(segment + layout.FIRST_TILE)) * cuda.blockDim.x + cuda.threadIdx.x)
+        whole = load_i64(segment + layout.ALIGNED) != 0 and i + 4 <= n
+        if i < n:
+            p = load_i64(segment + P)
+            low = load_i64(segment + LOW)
+            ema = load_i64(segment + EMA)
+            a, b, c, d = load4_parameters(p, low, i, n, whole)
+            e, f, g, h = load4(ema, i, n, whole)
+            store4_parameters(p, low, i, n, whole, e, f, g, h)
+            store4(ema, i, n, whole, a, b, c, d)
+        tile += cuda.gridDim.x
+
+
+def copy_parameters(table, numbers, n_segments, n_tiles):
+    """Kernel: parameters as they are into averages and copies, where rows have them."""
+    tile = int64(cuda.blockIdx.x)
+    while tile < n_tiles:
+        segment = find(table, n_segments, layout.FIRST_TILE, tile)
+        n = load_i64(segment + N)
+        i = 4 * ((tile - load_i64(segment + layout.FIRST_TILE)) * cuda.blockDim.x + cuda.threadIdx.x)
+        whole = load_i64(segment + layout.ALIGNED) != 0 and i + 4 <= n
+        if i < n:
+            a, b, c, d = load4_parameters(load_i64(segment + P), load_i64(segment + LOW), i, n, whole)
+            ema = load_i64(segment + EMA)
+            if ema != 0:
+                store4(ema, i, n, whole, a, b, c, d)
+            copy = load_i64(segment + COPY)
+            if copy != 0:
+                store4_copy(copy, load_i32(numbers + COPY_STORAGE), i, n, whole, a, b, c, d)
+        tile += cuda.gridDim.x
+
+
+def fill_words(address, n, word):
+    """Kernel: `n` 4-byte words at an address become `word`."""
+    i = int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x
+    while i < n:
+        store_i32(address + 4 * i, int32(word))
+        i += int64(cuda.gridDim.x) * cuda.blockDim.x
+
+
+# --- Norms. Element i of a space goes to lane i % 32 of block i // 16384, in float64 and in order; lanes are added up
+# as a fixed tree; blocks likewise, block b in lane b % 32. So does the CPU: the norm has the same bits on both. A warp
+# is a block's.
+
+ALL_GRADIENTS, PARAMETERS, CLIPPED_GRADIENT, UPDATES = 0, 1, 2, 3
+"""What is summed: scaled gradients in one space; or each segment's own parameters, gradients or updates."""
+
+
+@device("float32(int64, int64, int64, int64)")
+def summed(segment, numbers, what, i):
+    """Element `i` of what is summed."""
+    whole = False
+    if what == PARAMETERS:
+        p, _, _, _ = load4_parameters(load_i64(segment + P), load_i64(segment + LOW), i, i + 1, whole)
+        return p
+    if what == UPDATES:
+        update, _, _, _ = load4(load_i64(segment + UPDATE), i, i + 1, whole)
+        return update
+    g, _, _, _ = load4_stored(load_i64(segment + GRADIENT), load_i64(segment + STORAGE), i, i + 1, whole)
+    return mul(load_f32(numbers + SCALE), g) if what == ALL_GRADIENTS else clip(numbers, g)
+
+
+@device("float64(float64, float32)")
+def plus_square(total, x):
+    value = widened(x)
+    return add64(total, mul64(value, value))
+
+
+@device("float64(float64)")
+def fold(x):
+    """The sum over the lanes of a warp."""
+    x = add64(x, shuffle_f64(x, 16))
+    x = add64(x, shuffle_f64(x, 8))
+    x = add64(x, shuffle_f64(x, 4))
+    x = add64(x, shuffle_f64(x, 2))
+    return add64(x, shuffle_f64(x, 1))
+
+
+@device("float64(int64, int64, int64)")
+def sum_of_blocks(sums, n_blocks, lane):
+    """The sum over blocks; every lane of a warp must call."""
+    total = as_float64(0)
+    block = lane
+    while block < n_blocks:
+        total = add64(total, load_f64(sums + 8 * block))
+        block += LANES
+    return fold(total)
+
+
+def sum_squares(table, numbers, n_segments, what, n_blocks, sums):
+    """Kernel: the sum of squares of every block."""
+    lane = int64(cuda.threadIdx.x) % LANES
+    block = (int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x) // LANES
+    while block < n_blocks:
+        at = block * NORM_BLOCK
+        end = at + NORM_BLOCK
+        total = as_float64(0)
+        if what == ALL_GRADIENTS:
+            segment = find(table, n_segments, NORM_START, at)
+        else:
+            segment = find(table, n_segments, FIRST_BLOCK, block)
+        last = table + ROW * (n_segments - 1)
+        walks = True
+        while walks:
+            start = load_i64(segment + NORM_START)
+            if what != ALL_GRADIENTS:
+                start = load_i64(segment + FIRST_BLOCK) * NORM_BLOCK
+            stop = start + load_i64(segment + N)
+            e = max(start, at)
+            e += (lane - e) % LANES
+            stop = min(stop, end)
+            while e + 3 * LANES < stop:
+                a = summed(segment, numbers, what, e - start)
+                b = summed(segment, numbers, what, e + LANES - start)
+                c = summed(segment, numbers, what, e + 2 * LANES - start)
+                d = summed(segment, numbers, what, e + 3 * LANES - start)
+                total = plus_square(plus_square(plus_square(plus_square(total, a), b), c), d)
+                e += 4 * LANES
+            while e < stop:
+                total = plus_square(total, summed(segment, numbers, what, e - start))
+                e += LANES
+            walks = what == ALL_GRADIENTS and segment != last and stop < end
+            segment += ROW
+        total = fold(total)
+        if lane == 0:
+            store_f64(sums + 8 * block, total)
+        block += int64(cuda.gridDim.x) * cuda.blockDim.x // LANES
+
+
+@device("boolean(float64)")
+def is_finite(x):
+    largest = 1.7976931348623157e308
+    return x <= largest and x >= -largest
+
+
+def decide(numbers, control, n_blocks, sums):
+    """Kernel of one warp: the global norm, what it scales gradients by, and whether the step is applied."""
+    lane = int64(cuda.threadIdx.x)
+    total = sum_of_blocks(sums, n_blocks, lane)
+    if lane == 0:
+        norm = sqrt64(total)
+        store_f64(numbers + NORM, norm)
+        applied = not (load_i32(numbers + SKIPS) != 0 and not is_finite(norm))
+        scale = load_f64(numbers + GRAD_SCALE)
+        coefficient = as_float64(1)
+        if load_i32(numbers + LIMITS) != 0:
+            coefficient = div64(load_f64(numbers + MAX_NORM), add64(norm, 1e-6))
+            if coefficient > 1.0:  # NaN stays NaN
+                coefficient = as_float64(1)
+            if coefficient > 0.0 and coefficient < 1.1754943508222875e-38:  # float32 would count it as zero
+                coefficient = mul64(coefficient, 18446744073709551616.0)
+                scale = div64(scale, 18446744073709551616.0)
+        store_f32(numbers + SCALE, narrowed(scale))
+        store_f32(numbers + COEFFICIENT, narrowed(coefficient))
+        store_i32(numbers + APPLIED, 1 if applied else 0)
+        if load_i32(numbers + SKIPS) != 0:
+            count = load_i32(control + COUNT)
+            store_i32(numbers + CHOICE, count - load_i32(numbers + DECIDED))
+            store_i32(control + COUNT, count + 1 if applied else count)
+
+
+@device("float32(float64)")
+def at_most_largest(x):
+    """Round to float32, an overflow to the largest."""
+    largest = from_bits(uint32(0x7F7FFFFF))
+    return largest if x > widened(largest) else narrowed(x)

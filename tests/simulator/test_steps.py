@@ -1,0 +1,372 @@
+"""The CUDA kernels in Numba's simulator: every rule and every stage has the bits of the compiled CPU kernels.
+
+`tests/test_cuda.py` runs this folder in a process of its own, where NUMBA_ENABLE_CUDASIM is set.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from configs import CONFIGS, DEFAULTS
+from numba import cuda
+from oracle import assert_same_bits
+
+import fastopt
+from fastopt._rule import registry
+
+SIZES = (1, 63, 64, 83)
+BY_NAME = {config.spec.function: config for config in DEFAULTS}
+
+
+def on_device(array):
+    return cuda.to_device(np.array(array))
+
+
+def host(array):
+    return array.copy_to_host() if hasattr(array, "copy_to_host") else np.asarray(array)
+
+
+def same(actual, expected, what):
+    """The same bits, whatever the type; NaN may be any NaN."""
+    actual, expected = host(actual), host(expected)
+    if expected.dtype.name == "bfloat16":
+        expected = expected.view(np.uint16)
+    assert actual.dtype == expected.dtype, what
+    if actual.dtype == np.float32:
+        assert_same_bits(actual, expected, what)
+    else:
+        assert np.array_equal(actual, expected), what
+
+
+class Both:
+    """An optimizer on the CPU and one on the simulated GPU, and arrays of the same values."""
+
+    def __init__(self, make, params, **options):
+        self.cpu_params = [p.copy() for p in params]
+        self.gpu_params = [on_device(p) for p in params]
+        self.cpu = make(self.cpu_params, backend="cpu", n_threads=1, **options)
+        self.gpu = make(self.gpu_params, backend="cuda", **options)
+
+    def step(self, grads, **options):
+        cpu_grads = [None if g is None else g.copy() for g in grads]
+        gpu_grads = [None if g is None else on_device(g) for g in grads]
+        mine = self.gpu.step(gpu_grads, **options)
+        theirs = self.cpu.step(cpu_grads, **options)
+        assert mine.applied == theirs.applied
+        assert mine.grad_norm == theirs.grad_norm or (math.isnan(mine.grad_norm) and math.isnan(theirs.grad_norm))
+        for k, (a, b) in enumerate(zip(gpu_grads, cpu_grads, strict=True)):
+            if b is not None:
+                same(a, b, f"gradient {k}")
+
+    def check(self):
+        for k, (a, b) in enumerate(zip(self.gpu_params, self.cpu_params, strict=True)):
+            same(a, b, f"params[{k}]")
+        for k, (mine, theirs) in enumerate(zip(self.gpu.state, self.cpu.state, strict=True)):
+            assert mine.keys() == theirs.keys()
+            for name, array in theirs.items():
+                same(mine[name], array, f"state {name} of params[{k}]")
+        for name in ("ema", "params_copy", "master_params"):
+            try:
+                theirs = getattr(self.cpu, name)
+            except ValueError:
+                continue
+            for k, array in enumerate(theirs):
+                same(getattr(self.gpu, name)[k], array, f"{name}[{k}]")
+
+
+def arrays(rng, sizes=SIZES, scale=1.0):
+    return [(scale * rng.standard_normal(n)).astype(np.float32) for n in sizes]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_every_rule_has_the_bits_of_the_cpu(config):
+    rng = np.random.default_rng(1)
+    both = Both(config.make, arrays(rng))
+    for _ in range(2):
+        both.step(arrays(rng))
+    both.check()
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+@pytest.mark.parametrize("config", DEFAULTS, ids=str)
+def test_states_in_low_precision_have_the_bits_of_the_cpu(config, state_dtype):
+    rng = np.random.default_rng(2)
+    sizes = (64, 130, 1)
+    both = Both(config.make, arrays(rng, sizes), state_dtype=state_dtype, seed=7)
+    for k in range(3):
+        both.step(arrays(rng, sizes, 10.0 ** (2 * k - 2)))  # scales grow
+    both.check()
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+def test_scales_fall_and_flags_come_and_go(state_dtype):
+    rng = np.random.default_rng(3)
+    both = Both(BY_NAME["adam"].make, arrays(rng, (150,)), state_dtype=state_dtype)
+    g = arrays(rng, (150,), 100.0)[0]
+    both.step([g])
+    g[[5, 100]] = np.inf, np.nan
+    both.step([g])
+    for _ in range(17):  # every block is looked at once
+        both.step([1e-4 * np.sign(rng.standard_normal(150)).astype(np.float32)])
+    both.check()
+
+
+def surroundings():
+    """Every gradient type, option and companion at least once, with optimizers of every kind."""
+    names = ("adamw", "sgd", "lamb", "lars", "lion", "nadam")
+    grad_types = (np.float32, np.float16, "bfloat16")
+    tails = (
+        {"grad_scale": 0.5, "max_norm": 1.0},
+        {"clip_value": 0.25, "zero_grads": True},
+        {"grad_scale": -2.0, "max_norm": 0.5, "clip_value": 0.125, "skip_nonfinite": True, "zero_grads": True},
+        {"max_norm": math.inf},
+        {"max_norm": 2e-38, "skip_nonfinite": True},  # a coefficient below the normal float32
+    )
+    keeps = (
+        {"ema_decay": 0.9, "copy_dtype": "bfloat16"},
+        {"copy_dtype": "float16", "state_dtype": "8bit"},
+        {"ema_decay": 0.5, "master": "split", "state_dtype": "bfloat16"},
+    )
+    for k, (name, tail) in enumerate(itertools.product(names, tails)):
+        yield name, grad_types[k % 3], tail, keeps[(k + k // 3) % 3]
+
+
+@pytest.mark.parametrize(("name", "grad_type", "tail", "keeps"), list(surroundings()))
+def test_what_surrounds_a_rule_has_the_bits_of_the_cpu(name, grad_type, tail, keeps):
+    rng = np.random.default_rng(4)
+    params = arrays(rng)
+    if "master" in keeps:
+        params = [(p.view(np.uint32) >> 16).astype(np.uint16) for p in params]
+    both = Both(BY_NAME[name].make, params, grad_dtype="bfloat16", **keeps)
+    for _ in range(2):
+        grads = arrays(rng)
+        if grad_type == "bfloat16":
+            grads = [(g.view(np.uint32) >> 16).astype(np.uint16) for g in grads]
+        else:
+            grads = [g.astype(grad_type) for g in grads]
+        both.step(grads, **tail)
+    both.check()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["adam", "nadam", "lamb"])
+def test_a_step_with_a_gradient_that_is_not_finite_is_skipped(name, bad):
+    rng = np.random.default_rng(5)
+    both = Both(BY_NAME[name].make, arrays(rng), ema_decay=0.5)
+    for spoiled in (False, True, True, False, False):
+        grads = arrays(rng)
+        if spoiled:
+            grads[1][7] = bad
+        both.step(grads, skip_nonfinite=True, zero_grads=True)
+    both.check()
+    assert int(both.gpu.state[0]["step"]) == 3
+
+
+def undecided(monkeypatch):
+    """Let the host hear of no decision until it asks."""
+    from fastopt.backends.cuda import plan
+
+    monkeypatch.setattr(plan.memory.Event, "has_passed", lambda self: False)
+
+
+@pytest.mark.parametrize("name", ["adam", "nadam", "radam"])
+def test_steps_on_top_of_undecided_ones_take_the_scalars_that_are_true(name, monkeypatch):
+    undecided(monkeypatch)
+    rng = np.random.default_rng(6)
+    params = arrays(rng)
+    cpu_params, gpu_params = [p.copy() for p in params], [on_device(p) for p in params]
+    cpu = BY_NAME[name].make(cpu_params, backend="cpu")
+    gpu = BY_NAME[name].make(gpu_params, backend="cuda")
+    infos = []
+    for k in range(12):  # more than may be undecided
+        grads = arrays(rng)
+        if k in (1, 2, 6):
+            grads[0][0] = np.nan
+        if k == 9:
+            cpu.param_groups[0]["lr"] = gpu.param_groups[0]["lr"] = 0.5
+        infos.append(gpu.step([on_device(g) for g in grads], skip_nonfinite=True))
+        cpu.step(grads, skip_nonfinite=True)
+    assert gpu._plan._undecided
+    assert repr(infos[-1]) == "DeviceStepInfo(not known yet)"
+    for a, b in zip(gpu_params, cpu_params, strict=True):
+        same(a, b, "params")
+    assert int(gpu.state[0]["step"]) == int(cpu.state[0]["step"]) == 9
+    assert not gpu._plan._undecided
+    assert [info.applied for info in infos] == [k not in (1, 2, 6) for k in range(12)]
+
+
+def test_a_step_that_cannot_skip_waits_for_undecided_ones(monkeypatch):
+    undecided(monkeypatch)
+    rng = np.random.default_rng(7)
+    both = Both(BY_NAME["adam"].make, arrays(rng))
+    bad = arrays(rng)
+    bad[0][0] = np.inf
+    both.gpu.step([on_device(g) for g in bad], skip_nonfinite=True)
+    both.cpu.step(bad, skip_nonfinite=True)
+    both.step(arrays(rng), max_norm=1.0)
+    both.step([*arrays(rng)[:-1], None])
+    both.check()
+
+
+def test_groups_with_kernels_of_their_own_and_missing_gradients():
+    rng = np.random.default_rng(8)
+    first, second = arrays(rng, (70, 5)), arrays(rng, (3, 100))
+
+    def made(on):
+        groups = [{"params": [on(p) for p in first]}, {"params": [on(p) for p in second], "weight_decay": 0.5}]
+        groups[1]["lr"] = 0.25
+        return groups
+
+    cpu_groups, gpu_groups = made(np.copy), made(on_device)
+    cpu, gpu = fastopt.Adam(cpu_groups), fastopt.Adam(gpu_groups)
+    assert gpu.backend == "cuda"  # nobody had to say so
+    for k in range(4):
+        grads = [*arrays(rng, (70, 5)), *arrays(rng, (3, 100))]
+        grads[k] = None
+        cpu.step(grads, max_norm=0.5)
+        gpu.step([None if g is None else on_device(g) for g in grads], max_norm=0.5)
+    gpu.param_groups[0]["lr"] = cpu.param_groups[0]["lr"] = 1e-4
+    cpu.step([None, *grads[1:2], None, None])
+    gpu.step([None, on_device(grads[1]), None, None])
+    for mine, theirs in zip(gpu_groups, cpu_groups, strict=True):
+        for a, b in zip(mine["params"], theirs["params"], strict=True):
+            same(a, b, "params")
+    assert [int(s["step"]) for s in gpu.state] == [int(s["step"]) for s in cpu.state] == [3, 4, 3, 3]
+
+
+def test_nothing_happens_without_a_gradient_or_an_element():
+    p = on_device(np.ones(3, np.float32))
+    opt = fastopt.Adam([p, on_device(np.ones((0, 4), np.float32))])
+    info = opt.step([None, None], max_norm=1.0)
+    assert info.applied
+    assert info.grad_norm == 0.0
+    opt.step([on_device(np.zeros(3, np.float32)), on_device(np.ones((0, 4), np.float32))])
+    same(p, np.ones(3, np.float32), "p")
+
+
+def test_a_flat_buffer_is_one_segment():
+    rng = np.random.default_rng(9)
+    tensors = {"a": (3, 5), "b": 7, "c": (), "d": 40}
+    cpu_params, gpu_params = fastopt.FlatBuffer(tensors), fastopt.FlatBuffer(tensors, backend="cuda")
+    cpu_grads, gpu_grads = cpu_params.zeros_like(), gpu_params.zeros_like()
+    cpu, gpu = fastopt.AdamW(cpu_params, ema_decay=0.5), fastopt.AdamW(gpu_params, ema_decay=0.5)
+    for _ in range(2):
+        values = rng.standard_normal(63).astype(np.float32)
+        cpu_grads.flat[:] = values
+        gpu_grads.flat.copy_to_device(values)
+        cpu.step(cpu_grads)
+        gpu.step(gpu_grads)
+    assert gpu._plan._table[0].shape[0] == 1
+    same(gpu_params.flat, cpu_params.flat, "params")
+    same(gpu.ema["d"], cpu.ema["d"], "ema")
+    assert gpu_params["a"].shape == (3, 5)
+    copied = gpu_params.copy()
+    same(copied.flat, cpu_params.flat, "a copy")
+    assert fastopt.FlatBuffer({"x": np.arange(3, dtype=np.float32)}, backend="cuda")["x"].copy_to_host()[2] == 2
+
+
+def test_arrays_at_odd_addresses_have_the_same_bits():
+    rng = np.random.default_rng(10)
+    whole = [rng.standard_normal(90).astype(np.float32) for _ in range(2)]
+    p, g = (on_device(x) for x in whole)
+    expected, gradient = whole[0].copy(), whole[1]
+    fastopt.Adam([p[1:]]).step([g[1:]])
+    fastopt.Adam([expected[1:]]).step([gradient[1:]])
+    same(p, expected, "p")
+
+
+@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
+def test_a_state_dict_moves_between_the_backends(state_dtype):
+    rng = np.random.default_rng(11)
+    options = {"state_dtype": state_dtype, "seed": 3, "ema_decay": 0.75}
+    both = Both(BY_NAME["nadam"].make, arrays(rng), **options)
+    both.step(arrays(rng))
+    saved = both.gpu.state_dict()
+    theirs = both.cpu.state_dict()
+    for key, entry in theirs["state"].items():
+        for name, value in entry.items():
+            assert np.array_equal(saved["state"][key][name], value), name
+    both.cpu.load_state_dict(saved)
+    both.gpu.load_state_dict(theirs)
+    both.step(arrays(rng))
+    both.check()
+    fresh = BY_NAME["nadam"].make([on_device(p) for p in both.cpu_params], **options)
+    fresh.load_state_dict(both.cpu.state_dict())
+    same(fresh.ema[1], both.cpu.ema[1], "ema")
+    assert fresh.state_nbytes == both.cpu.state_nbytes
+
+
+def test_averages_swap_and_copies_refresh():
+    rng = np.random.default_rng(12)
+    both = Both(BY_NAME["sgd"].make, arrays(rng), ema_decay=0.5, copy_dtype="float16")
+    both.step(arrays(rng))
+    with both.gpu.swap_ema(), both.cpu.swap_ema():
+        for k in range(len(SIZES)):
+            same(both.gpu_params[k], both.cpu_params[k], "averages as parameters")
+            same(both.gpu.params_copy[k], both.cpu.params_copy[k], "copies of them")
+        with pytest.raises(RuntimeError, match="swap_ema"):
+            both.gpu.step([None] * len(SIZES))
+    both.check()
+    both.gpu_params[0].copy_to_device(np.full(1, 3.0, np.float32))
+    both.gpu.refresh_params_copy()
+    assert host(both.gpu.params_copy[0])[0] == 3.0
+
+
+def test_split_parameters_are_loaded():
+    values = np.array([1.0, 1.0000001, -3.25e-5, np.nan], np.float32)
+    opt = fastopt.SGD([on_device(np.zeros(4, np.uint16))], master="split")
+    opt.load_master_params([values])
+    assert_same_bits(opt.master_params[0], values, "master")
+    opt.load_master_params([on_device(values[::-1].copy())])
+    assert_same_bits(opt.master_params[0], values[::-1].copy(), "master")
+
+
+def test_update_makes_state_for_new_names():
+    rng = np.random.default_rng(13)
+    opt, expected = fastopt.Adam(lr=0.1, backend="cuda"), fastopt.Adam(lr=0.1)
+    cpu_params = {"a": arrays(rng)[3]}
+    gpu_params = {"a": on_device(cpu_params["a"])}
+    for k in range(3):
+        if k == 1:
+            cpu_params["b"] = arrays(rng)[1]
+            gpu_params["b"] = on_device(cpu_params["b"])
+        grads = {name: rng.standard_normal(p.shape).astype(np.float32) for name, p in cpu_params.items()}
+        expected.update(cpu_params, grads)
+        opt.update(gpu_params, {name: on_device(g) for name, g in grads.items()})
+    for name, p in cpu_params.items():
+        same(gpu_params[name], p, name)
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.name in ("defaults", "away")], ids=str)
+def test_the_functional_api_takes_device_arrays(config):
+    rng = np.random.default_rng(14)
+    spec, values = config.spec, config.values
+    names = ["p", "g", *spec.states_for(spec.flags(values))]
+    cpu = {name: np.abs(rng.standard_normal(70)).astype(np.float32) for name in names}
+    gpu = {name: on_device(array) for name, array in cpu.items()}
+    running = {name: np.full(1, first) for name, first in spec.running.items()}
+    carried = {name: array.copy() for name, array in running.items()}
+    function = getattr(fastopt.functional, spec.function)
+    function(**gpu, **running, step=3, **config.hypers)
+    function(**cpu, **carried, step=3, **config.hypers)
+    for name, array in cpu.items():
+        same(gpu[name], array, name)
+    assert running == carried
+
+
+def special_values():
+    tiny = np.finfo(np.float32).tiny
+    values = [0.0, -0.0, tiny, -tiny, tiny / 4, -tiny / 2, np.nextafter(tiny, 0, dtype=np.float32), 1e-45, 1.5 * tiny]
+    values += [np.inf, -np.inf, np.nan, 3.4e38, -3.4e38, 1e-20, -1e20, 1.0, -1.0]
+    return np.array(values, np.float32)
+
+
+@pytest.mark.parametrize("spec", list(registry.values()), ids=lambda spec: spec.name)
+def test_subnormal_infinite_and_undefined_values(spec):
+    values = special_values()
+    pairs = np.array(list(itertools.product(values, values)), np.float32)
+    both = Both(spec.cls, [pairs[:, 0].copy()])
+    both.step([pairs[:, 1].copy()])
+    both.step([pairs[::-1, 1].copy()])
+    both.check()
