@@ -71,6 +71,11 @@ def _info(_: argparse.Namespace) -> int:
     for spec in registry.values():
         sizes = [_info_of.state_bytes(spec, state_dtype) for state_dtype in _codecs.STATE_DTYPES]
         print(f"{spec.name:<{width}}" + "".join(f"{size:>10.4g}" for size in sizes))
+    print("\ncuda")
+    found = _info_of.cuda()
+    width = max(map(len, found))
+    for key, value in found.items():
+        print(f"{key:<{width}}  {value}")
     return 0
 
 

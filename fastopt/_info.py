@@ -50,6 +50,16 @@ def info() -> Info:
     }
 
 
+def cuda() -> dict[str, str]:
+    """What the backend "cuda" has to work with: GPU, driver and version of numba-cuda, or what is missing."""
+    try:
+        backend = backends.resolve("cuda")
+    except ImportError as error:
+        return {"numba-cuda": str(error).removeprefix("backend 'cuda' needs ")}
+    described: dict[str, str] = backend.describe()
+    return described
+
+
 def state_bytes(spec: Spec, state_dtype: str) -> float:
     """Bytes of state that an optimizer keeps for a parameter, with its default hyperparameters."""
     flags = spec.flags({name: hyper.default for name, hyper in spec.hypers.items()})

@@ -218,9 +218,9 @@ class Optimizer:
             raise TypeError(f"{self._name}: unknown arguments {unknown}; known are {', '.join(self.spec.hypers)}")
         self.defaults: dict[str, Any] = self.spec.check(arguments)
         """Hyperparameters of a param group that does not set its own."""
-        self._backend = backends.resolve(options.get("backend", "auto"), params)
-        self._arrays: Any = self._backend.arrays
-        self._arrays.check()
+        params = _listed(params)
+        self._backend_asked = options.get("backend", "auto")
+        self._choose_backend(params)
         self._ema_decay = self._optional("ema_decay", Real(0.0, 1.0), options.get("ema_decay"))
         self._copy_dtype = self._one_of("copy_dtype", ("bfloat16", "float16"), options.get("copy_dtype"))
         self._grad_dtype = self._one_of("grad_dtype", ("bfloat16",), options.get("grad_dtype"))
@@ -252,8 +252,8 @@ class Optimizer:
             self._structure = "mapping"
             self._names = ()
             self._add_groups([{"params": params}])
-        elif isinstance(params, Iterable) and not isinstance(params, str | bytes | set | frozenset):
-            items = list(params)
+        elif isinstance(params, list):
+            items = params
             groups: list[Any] = (
                 items if items and all(isinstance(item, dict) for item in items) else [{"params": items}]
             )
@@ -443,7 +443,9 @@ class Optimizer:
     def prepare_capture(self) -> None:
         """Make what a `step` needs that is captured into a CUDA graph: call it before the capture begins.
 
-        The captured step counts nothing and is not run by the capture; see `prepare_replay`.
+        The captured step counts nothing, is not run by the capture, and its StepInfo says nothing: see
+        `prepare_replay`. Capture one step for each `prepare_capture`; a graph with an earlier one is not to be
+        replayed any more.
 
         Raises
         ------
@@ -452,18 +454,23 @@ class Optimizer:
         """
         self._on_gpu("prepare_capture()").prepare_capture()
 
-    def prepare_replay(self, stream: Any = None) -> None:
+    def prepare_replay(self, stream: Any = None) -> StepInfo | None:
         """Count a step, and queue its numbers for the replay of a captured `step` that follows on the same stream.
 
-        So each replay has its own step count, and the learning rate and other hyperparameters as they are now. With
-        `skip_nonfinite` in the captured step this waits for the replay before, whose decision counts.
+        So each replay has its own step count, and the learning rate and other hyperparameters as they are now.
+
+        Returns
+        -------
+        StepInfo or None
+            Of the replay, to be read after it was queued, if the captured step had `max_norm` or `skip_nonfinite`.
 
         Raises
         ------
         RuntimeError
             If no step was captured, or if hyperparameters or step counts changed so that it no longer fits.
         """
-        self._on_gpu("prepare_replay()").prepare_replay(stream)
+        info: StepInfo | None = self._on_gpu("prepare_replay()").prepare_replay(stream)
+        return info
 
     def update(
         self, params: Mapping[str, Array], grads: Mapping[str, Array | None], **options: Unpack[StepOptions]
@@ -499,6 +506,8 @@ class Optimizer:
         new = {name: array for name, array in params.items() if name not in known}
         before = self._bindings()
         try:
+            if not self._tensors and self._backend_asked == "auto":
+                self._choose_backend(params)
             if moved or new:
                 self._rebind(known, moved, new)
             if len(params) < len(self._tensors):
@@ -794,6 +803,12 @@ class Optimizer:
         if self._plan is not None and self._plan.busy:
             _buffers.refuse_concurrent_step(self)
 
+    def _choose_backend(self, params: Any) -> None:
+        """The backend asked for, or with "auto" that of `params`."""
+        self._backend = backends.resolve(self._backend_asked, params)
+        self._arrays: Any = self._backend.arrays
+        self._arrays.check()
+
     def _make_plan(self) -> Any:
         if self._ema_is_in:
             self._check_free("step()")
@@ -1037,6 +1052,7 @@ class Optimizer:
         """The plan of an optimizer on a GPU."""
         if self.backend != "cuda":
             raise RuntimeError(f"{self._name}: {what} is for arrays on a GPU")
+        self._check_free(what)
         return self._plan or self._make_plan()
 
     def _drop_plan(self) -> None:
@@ -1048,6 +1064,19 @@ class Optimizer:
         raise ValueError(
             f"{self._name}: param_groups must keep its dicts: change values inside them, add with add_param_group"
         )
+
+
+def _listed(params: Any) -> Any:
+    """`params` with lists for iterables, of parameters or of groups, so that one can look into them more than once."""
+    if params is None or _is_array(params) or isinstance(params, str | bytes | set | frozenset):
+        return params
+    if isinstance(params, Mapping) or not isinstance(params, Iterable):
+        return params
+    items = list(params)
+    for k, item in enumerate(items):
+        if isinstance(item, dict) and "params" in item:
+            items[k] = {**item, "params": _listed(item["params"])}
+    return items
 
 
 def _is_array(value: Any) -> bool:

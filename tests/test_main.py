@@ -33,7 +33,7 @@ def assert_one_line_error(finished, *mentioned):
 def test_info_prints_every_key_of_info():
     finished = run("info")
     assert finished.returncode == 0, finished.stderr
-    rows, _ = finished.stdout.split("\n\n")
+    rows, *_ = finished.stdout.split("\n\n")
     assert [line.split()[0] for line in rows.splitlines()] == list(fastopt.info())
 
 

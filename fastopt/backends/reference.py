@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -123,14 +124,22 @@ class _Plan:
 
 def scalars_fit(spec: Any, step: int, running: dict[str, float], values: dict[str, Any]) -> bool:
     """Whether every host scalar of this step is a finite float32."""
+    scalars = {**_stages.scalars(**spec.stage_values(values)), **host_scalars(spec, step, running, values)}
+    return all(isinstance(x, int | float) and abs(x) <= _LARGEST for x in scalars.values())
+
+
+def host_scalars(spec: Any, step: int, running: Mapping[str, float], values: Mapping[str, Any]) -> dict[str, float]:
+    """What a rule's step reads that is the same for all elements, in float64; overflows and poles as C has them."""
     hypers = {name: values[name] for name in spec.host_hypers}
     if spec.trust == "update":
-        hypers["lr"] = 1.0
+        hypers["lr"] = 1.0  # the rule gives the direction; its size comes with the ratio
     try:
-        scalars = {**_stages.scalars(**spec.stage_values(values)), **spec.scalars(step=step, **running, **hypers)}
-    except (ZeroDivisionError, OverflowError):
-        return False
-    return all(isinstance(x, int | float) and abs(x) <= _LARGEST for x in scalars.values())
+        return dict(spec.scalars(step=step, **running, **hypers))
+    except (ZeroDivisionError, OverflowError):  # Python's own; NumPy's numbers go on with inf and NaN
+        taken = {**running, **hypers}
+        taken = {name: np.float64(value) if isinstance(value, float) else value for name, value in taken.items()}
+        with np.errstate(all="ignore"):
+            return {name: float(value) for name, value in spec.scalars(step=np.float64(step), **taken).items()}
 
 
 def decoded(gradient: np.ndarray) -> np.ndarray:

@@ -101,7 +101,7 @@ class _Once:
         self._tensors = [self.tensor]
         self.param_groups = [{"params": (p,), **values}]
         self._kernel = kernel_and_hypers(spec, values)
-        self.plan = _plan.Plan(self)
+        self.plan = _plan.Plan(self, is_once=True)
 
     def _read_group(self, k: int) -> Any:  # noqa: ARG002  there is one
         return self._kernel

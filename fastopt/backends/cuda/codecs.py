@@ -36,18 +36,24 @@ from fastopt.backends.cuda.operations import (
 
 
 @device("UniTuple(float32, 4)(int64, int64, int64, boolean)")
-def load4(address, i, n, whole):
-    """Elements [i, i + 4) of an array of `n`, subnormals as zero; zeros behind its end."""
+def read4(address, i, n, whole):
+    """Elements [i, i + 4) of an array of `n`, as they are; zeros behind its end."""
     if whole:
-        a, b, c, d = load_f32x4(address + 4 * i)
-        return flush(a), flush(b), flush(c), flush(d)
+        return load_f32x4(address + 4 * i)
     zero = from_bits(uint32(0))
     return (
-        flush(load_f32(address + 4 * i)) if i < n else zero,
-        flush(load_f32(address + 4 * i + 4)) if i + 1 < n else zero,
-        flush(load_f32(address + 4 * i + 8)) if i + 2 < n else zero,
-        flush(load_f32(address + 4 * i + 12)) if i + 3 < n else zero,
+        load_f32(address + 4 * i) if i < n else zero,
+        load_f32(address + 4 * i + 4) if i + 1 < n else zero,
+        load_f32(address + 4 * i + 8) if i + 2 < n else zero,
+        load_f32(address + 4 * i + 12) if i + 3 < n else zero,
     )
+
+
+@device("UniTuple(float32, 4)(int64, int64, int64, boolean)")
+def load4(address, i, n, whole):
+    """The same for arithmetic: subnormals are zero."""
+    a, b, c, d = read4(address, i, n, whole)
+    return flush(a), flush(b), flush(c), flush(d)
 
 
 @device("void(int64, int64, int64, boolean, float32, float32, float32, float32)")
@@ -140,7 +146,7 @@ def f32_to_float16(x):
 def f32_of_halves(high, low):
     """The float32 whose nearest bfloat16 is `high`, and `low` the signed rest."""
     below = uint32(0xFFFF0000 | low) if low >= 0x8000 else low
-    return flush(from_bits(uint32((high << 16) + below)))
+    return from_bits(uint32((high << 16) + below))
 
 
 @device("uint32(float32)")
@@ -175,13 +181,20 @@ def store4_copy(address, storage, i, n, whole, a, b, c, d):
 
 
 @device("UniTuple(float32, 4)(int64, int64, int64, int64, boolean)")
-def load4_parameters(p, low, i, n, whole):
-    """Parameters in float32, put together from their halves where `low` is not 0."""
+def read4_parameters(p, low, i, n, whole):
+    """Parameters in float32 as they are, put together from their halves where `low` is not 0."""
     if low == 0:
-        return load4(p, i, n, whole)
+        return read4(p, i, n, whole)
     a, b, c, d = load4_u16(p, i, n, whole)
     e, f, g, h = load4_u16(low, i, n, whole)
     return f32_of_halves(a, e), f32_of_halves(b, f), f32_of_halves(c, g), f32_of_halves(d, h)
+
+
+@device("UniTuple(float32, 4)(int64, int64, int64, int64, boolean)")
+def load4_parameters(p, low, i, n, whole):
+    """The same for arithmetic: subnormals are zero."""
+    a, b, c, d = read4_parameters(p, low, i, n, whole)
+    return flush(a), flush(b), flush(c), flush(d)
 
 
 @device("void(int64, int64, int64, int64, boolean, float32, float32, float32, float32)")

@@ -50,7 +50,7 @@ def cache_folder() -> Path:
 def _origin() -> bytes:
     """What a kernel depends on beside its own text."""
     digest = hashlib.sha256(f"{__version__} {sys.version} {_version('numba-cuda')} {_version('numba')}".encode())
-    for module in ("codecs", "layout", "operations", "stages"):
+    for module in ("codecs", "kernels", "layout", "operations", "stages"):
         digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     return digest.digest()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import math
 import sys
@@ -24,6 +25,7 @@ from fastopt.backends.cuda.operations import SIMULATED
 if SIMULATED:
     from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 else:
+    from cuda.bindings import driver as bindings
     from numba.cuda.cudadrv.devicearray import DeviceNDArray
     from numba.cuda.cudadrv.driver import driver
 
@@ -76,17 +78,24 @@ def look(value: Any) -> Seen | None:
     if interface.get("mask") is not None:
         return None
     address, is_read_only = interface["data"]
-    shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
-    name = dtype.name if dtype.isnative else dtype.str
-    if dtype.kind == "V" and str(getattr(value, "dtype", "")) == "bfloat16":
+    shape = tuple(interface["shape"])
+    kind, name, expected = _dtype_of(interface["typestr"])
+    if kind == "V" and str(getattr(value, "dtype", "")) == "bfloat16":
         name = "bfloat16"
-    strides, expected = interface.get("strides"), dtype.itemsize
+    strides = interface.get("strides")
     is_contiguous = True
     if strides is not None and 0 not in shape:
         for length, stride in zip(reversed(shape), reversed(strides), strict=True):
             is_contiguous = is_contiguous and (length == 1 or stride == expected)
             expected *= length
     return Seen(address, shape, name, is_contiguous, not is_read_only)
+
+
+@functools.cache
+def _dtype_of(typestr: str) -> tuple[str, str, int]:
+    """Kind, name and bytes of an element."""
+    dtype = np.dtype(typestr)
+    return dtype.kind, dtype.name if dtype.isnative else dtype.str, dtype.itemsize
 
 
 def check_array(
@@ -108,7 +117,8 @@ def checked(
     seen = look(value)
     wanted = " or ".join(dtypes) + (f" of shape {shape}" if shape is not None else "")
     if seen is None:
-        got = _buffers.describe(value)
+        got = "a NumPy array, " if isinstance(value, np.ndarray) else ""
+        got += _buffers.describe(value)
         if hasattr(value, "device") and not isinstance(value, np.ndarray):
             got += f" on {value.device}"
         raise TypeError(f"{what} must be {WHERE}, {wanted}, got {got}")
@@ -124,6 +134,8 @@ def checked(
         raise ValueError(f"{what} must be aligned to {itemsize} bytes, got data at {seen.address:#x}")
     if writable and not seen.is_writable:
         raise ValueError(f"{what} must be writable, got a read-only array")
+    if writable:
+        check_device(value, seen.address, what)
     return seen
 
 
@@ -149,7 +161,38 @@ def first_overlap(arrays: Sequence[Any]) -> tuple[int, int] | None:
     return None
 
 
-# --- Streams
+# --- Devices and streams
+
+
+def current_device() -> int:
+    """Number of the GPU that this thread works on; the first call of a thread makes it ready."""
+    if SIMULATED:
+        return 0
+    error, device = bindings.cuCtxGetDevice()
+    return int(cuda.current_context().device.id) if int(error) else int(device)
+
+
+def device_of(value: Any, address: int) -> int:
+    """Number of the GPU that an array lies on."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return int(value.device.index)
+    if SIMULATED or not address:
+        return current_device()
+    error, device = bindings.cuPointerGetAttribute(
+        bindings.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, address
+    )
+    return current_device() if int(error) else int(device)
+
+
+def check_device(value: Any, address: int, what: str) -> None:
+    """Raise ValueError unless an array lies on the GPU that this thread works on."""
+    current, device = current_device(), device_of(value, address)
+    if device != current:
+        raise ValueError(
+            f"{what} is on GPU {device}, but GPU {current} is current: change that with torch.cuda.set_device, "
+            "cupy.cuda.Device.use or numba.cuda.select_device"
+        )
 
 
 def stream_of(arrays: Sequence[Any], asked: Any = None) -> int:
@@ -168,9 +211,10 @@ def stream_of(arrays: Sequence[Any], asked: Any = None) -> int:
 
 def _handle(stream: Any) -> int:
     for attribute in ("cuda_stream", "ptr", "handle"):  # PyTorch, CuPy, Numba
-        if hasattr(stream, attribute):
-            value = getattr(stream, attribute)
-            return int(getattr(value, "value", value) or 0)
+        value = getattr(stream, attribute, None)
+        value = getattr(value, "value", value)
+        if value is not None and hasattr(value, "__int__"):
+            return int(value)
     if hasattr(stream, "__cuda_stream__"):
         protocol = stream.__cuda_stream__
         return int((protocol() if callable(protocol) else protocol)[1])
@@ -198,10 +242,13 @@ def is_capturing(handle: int) -> bool:
     """Whether what the stream is given goes into a graph instead of being run."""
     if SIMULATED:
         return False
-    from cuda.bindings import driver as bindings
-
     error, status = bindings.cuStreamIsCapturing(handle)
-    return int(error) == 0 and int(status) != 0
+    if int(error):
+        raise RuntimeError(
+            f"the stream of the step cannot be used now: {error.name}. While a graph is captured, the step must be "
+            "given to the stream of the capture: step(..., stream=)"
+        )
+    return int(status) != 0
 
 
 class Event:
@@ -214,7 +261,8 @@ class Event:
         self._event.record(numba_stream(stream))
 
     def has_passed(self) -> bool:
-        return SIMULATED or bool(self._event.query())
+        # Numba's own query raises and logs an error when the answer is no.
+        return SIMULATED or int(bindings.cuEventQuery(self._event.handle)[0]) == 0
 
     def wait(self) -> None:
         """Until it has passed."""
@@ -232,6 +280,7 @@ def allocate(n_bytes: int) -> Any:
         owner._ary[...] = 0
     else:
         driver.cuMemsetD8(address, 0, n_bytes + ALIGNMENT)
+        driver.cuStreamSynchronize(0)  # other streams need not wait for this one
     start = -address % ALIGNMENT
     return view(owner, start, (n_bytes,), np.dtype(np.uint8))
 
@@ -354,20 +403,32 @@ class Ring:
 
     def __init__(self, n_bytes: int, slots: int = 32) -> None:
         self.buffers = np.split(pinned(n_bytes * slots), slots)
-        self.events = [Event() for _ in range(slots)]
-        self.used = [False] * slots
+        self.events: list[Event | None] = [None] * slots
         self.at = 0
 
     def next(self) -> np.ndarray:
         self.at = (self.at + 1) % len(self.buffers)
-        if self.used[self.at]:
-            self.events[self.at].wait()
+        event = self.events[self.at]
+        if event is not None:
+            event.wait()
         return self.buffers[self.at]
 
     def sent(self, stream: int) -> None:
         """Note that the copy of the last buffer was queued."""
-        self.events[self.at].record(stream)
-        self.used[self.at] = True
+        event = self.events[self.at] = self.events[self.at] or Event()
+        event.record(stream)
+
+
+def never_moves(array: Any) -> bool:
+    """Whether this object's memory and shape are the same as long as it lives."""
+    return type(array) is (FakeCUDAArray if SIMULATED else DeviceNDArray)
+
+
+def prepare_capture() -> None:
+    """Finish everything that must not happen while a graph is captured."""
+    synchronize()
+    if not SIMULATED:
+        cuda.current_context().deallocations.clear()
 
 
 @contextlib.contextmanager

@@ -16,16 +16,18 @@ takes the row that is true.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastopt import _buffers, _codecs, _stages
+from fastopt.backends import reference
 from fastopt.backends.cuda import codegen, kernels, layout, memory, stages
 
 MAX_UNDECIDED = 7
@@ -84,6 +86,9 @@ class DeviceStepInfo:
         """Global L2 norm of the scaled gradients before clipping."""
         return self._decision.result()[1]
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.applied, self.grad_norm))
+
     def __repr__(self) -> str:
         if self._decision.is_known():
             return f"DeviceStepInfo(applied={self.applied}, grad_norm={self.grad_norm!r})"
@@ -96,6 +101,7 @@ class _Undecided(NamedTuple):
     decision: Decision
     active: tuple[int, ...]
     values: tuple[Any, ...]
+    counts: tuple[Any, ...]
 
 
 class _Run(NamedTuple):
@@ -110,22 +116,42 @@ class _Run(NamedTuple):
 class _Buffers:
     """A table and numbers on the device."""
 
-    def __init__(self, n_rows: int, n_scalars: int) -> None:
+    def __init__(self, n_rows: int, n_scalars: int, is_once: bool = False) -> None:
         self.table = memory.allocate(n_rows * layout.ROW)
-        self.table_host = memory.Ring(n_rows * layout.ROW, 8)
+        self.table_host = memory.Ring(n_rows * layout.ROW, 1 if is_once else 8)
         self.numbers = memory.allocate(layout.HEADER + n_scalars * layout.SCALAR_BYTES)
-        self.numbers_host = memory.Ring(layout.HEADER + n_scalars * layout.SCALAR_BYTES)
+        self.numbers_host = memory.Ring(layout.HEADER + n_scalars * layout.SCALAR_BYTES, 1 if is_once else 32)
+        self.table_at = memory.address_of(self.table)
+        self.numbers_at = memory.address_of(self.numbers)
         self.n_scalars = n_scalars
         self.n_segments = 0
         self.runs: tuple[_Run, ...] = ()
 
-    @property
-    def table_at(self) -> int:
-        return memory.address_of(self.table)
 
-    @property
-    def numbers_at(self) -> int:
-        return memory.address_of(self.numbers)
+class _Norms:
+    """What a step with a norm needs beside `_Buffers`: partial sums, what outlives the step, places to read it back."""
+
+    def __init__(self, sizes: Sequence[int], has_trust: bool) -> None:
+        n_blocks = sum(sizes) // layout.NORM_BLOCK + len(sizes) + 1
+        self._arrays = [memory.allocate(8 * n_blocks), memory.allocate(8 * n_blocks if has_trust else 8)]
+        self._arrays.append(memory.allocate(layout.CONTROL))
+        self.sums, self.other_sums, self.control = map(memory.address_of, self._arrays)
+        slots = 4 * (MAX_UNDECIDED + 1)
+        self._headers = np.split(memory.pinned(layout.HEADER * slots), slots)
+        self._decisions: list[Decision | None] = [None] * slots
+        self._at = 0
+
+    def read_back(self, buffers: _Buffers, may_skip: bool, stream: int) -> Decision:
+        """Queue a copy of the header: what the device decided."""
+        k = self._at = (self._at + 1) % len(self._decisions)
+        before = self._decisions[k]
+        if before is not None:
+            before.result()  # its header's place is used again
+        memory.copy_out(self._headers[k], buffers.numbers_at, stream)
+        event = memory.Event()
+        event.record(stream)
+        decision = self._decisions[k] = Decision(event, self._headers[k], may_skip)
+        return decision
 
 
 class _Captured(NamedTuple):
@@ -140,7 +166,7 @@ class _Captured(NamedTuple):
 class Plan:
     """The prebuilt step of one optimizer."""
 
-    def __init__(self, optimizer: Any) -> None:
+    def __init__(self, optimizer: Any, is_once: bool = False) -> None:
         self._reference = weakref.ref(optimizer)  # in a cycle, large states would wait for the garbage collector
         self.n_threads = 0
         self.busy = False
@@ -162,28 +188,28 @@ class Plan:
         self._states = np.zeros((len(tensors), 2, len(self._state_names)), np.int64)
         self._itemsizes = np.zeros(_WORDS, np.int64)
         self._pointers: list[tuple[Any, str]] = []
+        self._device = memory.current_device()
+        for tensor in tensors:
+            memory.check_device(tensor.array, memory.address_of(tensor.array), tensor.label)
         self._layout(optimizer)
-        self._gradient = np.zeros(len(tensors), np.int64)
+        self._gradients: list[tuple[int, int]] = [(-1, 0)] * len(tensors)  # address and storage
+        self._known: list[Any] = [None] * len(tensors)
         self._is_stale = True
         self._arrangement: tuple[Any, ...] = ()
         self._table: tuple[np.ndarray, tuple[_Run, ...]] = (np.zeros((0, _WORDS), np.int64), ())
-        total = sum(math.prod(shape) for shape in self._shapes)
-        n_blocks = total // layout.NORM_BLOCK + len(tensors) + 1
-        self._sums = memory.allocate(8 * n_blocks)
-        self._other_sums = memory.allocate(8 * n_blocks if spec.trust else 8)
         self._n_norm_blocks = 0
         self._n_trust_blocks = 0
         n_scalars = max(len(self._groups) * (MAX_UNDECIDED + 1), 2)
-        self._eager = _Buffers(max(len(tensors), 1), n_scalars)
+        self._is_once = is_once  # no more than one step is set up for
+        self._eager = _Buffers(max(len(tensors), 1), n_scalars, self._is_once)
+        self._norms: _Norms | None = None
         self._captured_buffers: _Buffers | None = None
         self._captured: _Captured | None = None
-        self._control = memory.allocate(layout.CONTROL)
+        self._retired: list[_Buffers] = []
+        self._replayed: _Replayed | None = None
         self._decided = 0
         self._undecided: list[_Undecided] = []
-        self._headers = memory.pinned(layout.HEADER * 4 * (MAX_UNDECIDED + 1))
-        self._decisions: list[Decision | None] = [None] * (4 * (MAX_UNDECIDED + 1))
-        self._next_decision = 0
-        self._has_run = False
+        self._ran: set[tuple[Any, ...]] = set()
 
     def _layout(self, optimizer: Any) -> None:
         """Fill what does not change in the rows, and list everything that a step writes."""
@@ -212,11 +238,20 @@ class Plan:
             seen = memory.look(array)
             assert seen is not None
             ranges.append((seen.address, seen.address + memory.nbytes(array), what))
-        self._written = sorted(ranges)
+        self._written = sorted(one for one in ranges if one[0] < one[1])
+        self._starts = [one[0] for one in self._written]
+        self._movable = [i for i, array in enumerate(self._arrays) if hasattr(array, "data_ptr")]
 
     @property
     def _optimizer(self) -> Any:
         return self._reference()
+
+    def _check_device(self) -> None:
+        """Raise ValueError unless the GPU of the arrays is the one that this thread works on."""
+        current = memory.current_device()
+        if current != self._device:
+            name = type(self._optimizer).__name__
+            raise ValueError(f"{name}: the parameters are on GPU {self._device}, but GPU {current} is current")
 
     # --- 1. groups
 
@@ -274,9 +309,12 @@ class Plan:
                 _buffers.refuse_gradient_count(optimizer, gradients)
             items = gradients
         torch: Any = sys.modules.get("torch")
-        found = []
+        active, changed, known = [], [], self._known
         for i, gradient in enumerate(items):
             if gradient is None:
+                continue
+            active.append(i)
+            if known[i] is not None and known[i]() is gradient:
                 continue
             if (
                 torch is not None
@@ -286,26 +324,30 @@ class Plan:
                 and gradient.shape == self._shapes[i]
                 and gradient.is_contiguous()
             ):
-                address, dtype = gradient.data_ptr(), "float32"
+                found = gradient.data_ptr(), layout.FLOAT32
             else:
-                address, dtype = self._check_gradient(i, gradient)
-            found.append((i, address, _STORAGES[dtype]))
-        row = self._rows
-        changed = []
-        for i, address, storage in found:
-            if self._gradient[i] != address or row[i, _word(layout.STORAGE)] != storage:
-                self._check_apart(i, address, storage)
-                changed.append((i, address, storage))
+                found = self._check_gradient(i, gradient)
+            if self._gradients[i] != found:
+                memory.check_device(gradient, found[0], _buffers._gradient_label(optimizer, i))
+                self._check_apart(i, *found)
+            changed.append((i, found, gradient))
+        for i in self._movable:
             self._check_parameter(i)
-            if not 0 <= self._steps[i] < 2**53 - MAX_UNDECIDED - 1:
-                _buffers.refuse_step(optimizer, i, int(self._steps[i]))
-        for i, address, storage in changed:
-            self._gradient[i] = row[i, _word(layout.GRADIENT)] = address
-            row[i, _word(layout.STORAGE)] = storage
-            self._is_stale = True
-        return [i for i, _, _ in found]
+        counts = [self._steps[i].item() for i in active]
+        if counts and not (min(counts) >= 0 and max(counts) < 2**53):
+            i, count = next((i, n) for i, n in zip(active, counts, strict=True) if not 0 <= n < 2**53)
+            _buffers.refuse_step(optimizer, i, count)
+        for i, found, gradient in changed:
+            if self._gradients[i] != found:
+                self._gradients[i] = found
+                self._rows[i, _word(layout.GRADIENT)], self._rows[i, _word(layout.STORAGE)] = found
+                self._is_stale = True
+            # of Numba's arrays the same one is always where it was
+            known[i] = weakref.ref(gradient) if memory.never_moves(gradient) else None
+        return active
 
-    def _check_gradient(self, i: int, gradient: Any) -> tuple[int, str]:
+    def _check_gradient(self, i: int, gradient: Any) -> tuple[int, int]:
+        """Address and storage of a gradient that fits."""
         what = _buffers._gradient_label(self._optimizer, i)
         seen = memory.look(gradient)
         dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
@@ -314,21 +356,18 @@ class Plan:
                 raise TypeError(f"{what} is uint16; with grad_dtype='bfloat16' at construction that means bfloat16")
             dtypes = ("uint16",)
         seen = memory.checked(gradient, what, shape=self._shapes[i], dtypes=dtypes, writable=False)
-        return seen.address, "bfloat16" if seen.dtype == "uint16" else seen.dtype
+        return seen.address, _STORAGES["bfloat16" if seen.dtype == "uint16" else seen.dtype]
 
     def _check_apart(self, i: int, address: int, storage: int) -> None:
         """Raise ValueError if a gradient lies in memory that the step writes."""
         end = address + int(self._rows[i, _word(layout.N)]) * (4 if storage == layout.FLOAT32 else 2)
-        for first, last, what in self._written:
-            if first >= end:
-                break
-            if address < last and first < last and address < end:
-                _buffers.refuse_overlapping_gradient(self._optimizer, i, what)
+        at = bisect.bisect_left(self._starts, end) - 1  # ranges do not overlap: only this one can reach so far
+        if at >= 0 and address < end and address < self._written[at][1]:
+            _buffers.refuse_overlapping_gradient(self._optimizer, i, self._written[at][2])
 
     def _check_parameter(self, i: int) -> None:
         """Raise ValueError if a parameter's memory is no longer what the plan knows (PyTorch can exchange it)."""
-        array = self._arrays[i]
-        if hasattr(array, "data_ptr") and array.data_ptr() != self._rows[i, _word(layout.P)]:
+        if self._arrays[i].data_ptr() != self._rows[i, _word(layout.P)]:
             _buffers.refuse_changed_parameter(self._optimizer, i)
 
     def _check_zeroable(self, gradients: Any, active: Sequence[int]) -> None:
@@ -356,35 +395,39 @@ class Plan:
     ) -> tuple[np.ndarray, tuple[float, ...]]:
         """The host scalars of step number `step` in float32, and the running ones after it."""
         spec = self._spec
-        hypers = {name: values[name] for name in spec.host_hypers}
-        if spec.trust == "update":
-            hypers["lr"] = 1.0  # the rule gives the direction; its size comes with the ratio
-        carried = dict(zip(spec.running, running, strict=True))
-        own = spec.scalars(step=step, **carried, **hypers)
+        own = reference.host_scalars(spec, step, dict(zip(spec.running, running, strict=True)), values)
         advanced = tuple(float(own.pop(name)) for name in spec.running)
         stage = _stages.scalars(**spec.stage_values(values))
         with np.errstate(all="ignore"):
             return np.array([*stage.values(), *own.values()], np.float64).astype(np.float32), advanced
 
-    def _scalar_rows(self, active: Sequence[int], n_rows: int) -> tuple[list[int], list[list[bytes]]]:
+    def _scalar_rows(self, active: Sequence[int], options: tuple) -> tuple[list[int], list[list[bytes]]]:
         """Which of the scalars each tensor takes, and their bytes for each number of undecided steps applied."""
+        self._settle_what_differs(active, options)
+        made = self._rows_of_scalars(active, len(self._undecided) + 1)
+        if made is None:
+            self._settle(wait=True)
+            made = self._rows_of_scalars(active, 1)
+        assert made is not None
+        return made
+
+    def _rows_of_scalars(self, active: Sequence[int], n_rows: int) -> tuple[list[int], list[list[bytes]]] | None:
+        """The same for so many rows; None if one of those behind the first does not fit into float32."""
         kinds: dict[tuple, int] = {}
         chosen: list[int] = []
         rows: list[list[bytes]] = [[] for _ in range(n_rows)]
         for i in active:
             running = tuple(self._running[i].tolist()) if self._running else ()
-            key = (self._group_of[i], int(self._steps[i]), running)
+            key = (self._group_of[i], self._steps[i].item(), running)
             if key not in kinds:
                 kinds[key] = len(kinds)
                 group, step, _ = key
                 for row in rows:
                     step += 1
-                    try:
-                        scalars, running = self._host_scalars(self._group_dicts[group], step, running)
-                        fits = bool(np.isfinite(scalars).all())
-                    except (ZeroDivisionError, OverflowError):
-                        fits = False
-                    if not fits:
+                    scalars, running = self._host_scalars(self._group_dicts[group], step, running)
+                    if not np.isfinite(scalars).all():
+                        if row is not rows[0]:
+                            return None  # of a step that may never be
                         _buffers.refuse_scalars(self._optimizer, i, step)
                     row.append(self._scalar_bytes(scalars, group, step))
             chosen.append(kinds[key])
@@ -509,15 +552,17 @@ class Plan:
 
     def _launch(self, buffers: _Buffers, needs_norm: bool, stream: int) -> None:
         table, numbers, n = buffers.table_at, buffers.numbers_at, buffers.n_segments
-        sums, others = memory.address_of(self._sums), memory.address_of(self._other_sums)
-        if needs_norm:
-            if self._n_norm_blocks:
-                self._sum(buffers, stages.ALL_GRADIENTS, self._n_norm_blocks, sums, stream)
-            control = memory.address_of(self._control)
-            kernels.stage("decide").launch(1, stream, numbers, control, self._n_norm_blocks, sums)
+        trust = self._spec.trust
+        sums = others = 0
+        if self._norms is not None:
+            sums, others = self._norms.sums, self._norms.other_sums
+            if needs_norm:
+                if self._n_norm_blocks:
+                    self._sum(buffers, stages.ALL_GRADIENTS, self._n_norm_blocks, sums, stream)
+                control = self._norms.control
+                kernels.stage("decide").launch(1, stream, numbers, control, self._n_norm_blocks, sums)
         if n == 0:
             return
-        trust = self._spec.trust
         if trust:
             self._sum(buffers, stages.PARAMETERS, self._n_trust_blocks, sums, stream)
         if trust == "gradient":
@@ -555,6 +600,7 @@ class Plan:
             _buffers.refuse_concurrent_step(self._optimizer)
         self.busy = True
         try:
+            self._check_device()
             self._check_groups()
             active = tuple(self._gather(gradients))
             if options[4]:
@@ -569,15 +615,16 @@ class Plan:
 
     def _run(self, active: tuple[int, ...], options: tuple, stream: int) -> DeviceStepInfo | None:
         needs_norm = options[1] is not None or options[3]
-        n_rows = self._rows_needed(active, options)
-        blocks, rows = self._scalar_rows(active, n_rows)
-        self._make_room(len(set(blocks)) * n_rows)
+        blocks, rows = self._scalar_rows(active, options)
+        self._make_room(len(set(blocks)) * len(rows))
         self._arrange(active, blocks)
+        if needs_norm or self._spec.trust:
+            self._make_norms()
         numbers = self._numbers(self._eager, rows, options)
         self._send_table(self._eager, stream)
         self._send(self._eager, numbers, stream)
         self._launch(self._eager, needs_norm, stream)
-        self._has_run = True
+        self._ran.add((tuple(self._kernels), needs_norm))
         return self._count(active, options, self._eager, stream)
 
     def _count(self, active: tuple[int, ...], options: tuple, buffers: _Buffers, stream: int) -> DeviceStepInfo | None:
@@ -587,36 +634,32 @@ class Plan:
             self._advance(active, self._group_values)
         if not needs_norm:
             return None
-        decision = self._read_back(buffers, may_skip, stream)
+        decision = self._make_norms().read_back(buffers, may_skip, stream)
         if may_skip:
-            self._undecided.append(_Undecided(decision, active, tuple(self._group_values)))
+            self._undecided.append(self._undecided_step(decision, active))
         return DeviceStepInfo(decision)
 
-    def _read_back(self, buffers: _Buffers, may_skip: bool, stream: int) -> Decision:
-        """Queue a copy of the header: what the device decided."""
-        k = self._next_decision
-        self._next_decision = (k + 1) % len(self._decisions)
-        before = self._decisions[k]
-        if before is not None:
-            before.result()  # its header's place is used again
-        header = self._headers[layout.HEADER * k : layout.HEADER * (k + 1)]
-        memory.copy_out(header, buffers.numbers_at, stream)
-        event = memory.Event()
-        event.record(stream)
-        decision = Decision(event, header, may_skip)
-        self._decisions[k] = decision
-        return decision
+    def _make_norms(self) -> _Norms:
+        if self._norms is None:
+            self._norms = _Norms([math.prod(shape) for shape in self._shapes], bool(self._spec.trust))
+        return self._norms
 
-    def _rows_needed(self, active: tuple[int, ...], options: tuple) -> int:
-        """One more than the undecided steps that this one can go on top of; others are waited for."""
+    def _undecided_step(self, decision: Decision, active: tuple[int, ...]) -> _Undecided:
+        return _Undecided(decision, active, tuple(self._group_values), self._counts())
+
+    def _counts(self) -> tuple[Any, ...]:
+        """Step counts and what else is carried, as they are on the host: users can change them."""
+        return tuple(step.item() for step in self._steps), tuple(tuple(one.tolist()) for one in self._running)
+
+    def _settle_what_differs(self, active: Sequence[int], options: tuple) -> None:
+        """Settle what can be without waiting; and the rest, if this step cannot go on top of it."""
         self._settle(wait=False)
-        values = tuple(self._group_values)
+        if not self._undecided:
+            return
         fits = options[3] and len(self._undecided) < MAX_UNDECIDED
-        for step in self._undecided:
-            fits = fits and step.active == active and step.values == values
-        if not fits:
+        now = (active, tuple(self._group_values), self._counts())
+        if not fits or any((step.active, step.values, step.counts) != now for step in self._undecided):
             self._settle(wait=True)
-        return len(self._undecided) + 1
 
     def _settle(self, wait: bool) -> None:
         """Count the undecided steps of which the host can know by now, or of all."""
@@ -629,7 +672,9 @@ class Plan:
 
     def settle(self) -> None:
         """Wait until the host knows of every step whether it was applied."""
-        self._settle(wait=True)
+        if self._undecided:
+            self._check_device()
+            self._settle(wait=True)
 
     def _advance(self, active: Sequence[int], group_values: Sequence[Any]) -> None:
         """Count a step that was taken with these values of the groups."""
@@ -637,14 +682,15 @@ class Plan:
             if self._running:
                 running = tuple(self._running[i].tolist())
                 values = dict(zip(self._hyper_names, group_values[self._group_of[i]], strict=False))
-                _, advanced = self._host_scalars(values, int(self._steps[i]) + 1, running)
+                _, advanced = self._host_scalars(values, self._steps[i].item() + 1, running)
                 self._running[i][...] = advanced
-            self._steps[i] += 1
+            step = self._steps[i]
+            step[()] = step.item() + 1
 
     def _make_room(self, n_scalars: int) -> None:
         if n_scalars > self._eager.n_scalars:
             memory.synchronize()
-            self._eager = _Buffers(max(len(self._arrays), 1), 2 * n_scalars)
+            self._eager = _Buffers(max(len(self._arrays), 1), 2 * n_scalars, self._is_once)
             self._is_stale = True
 
     # --- Captured graphs
@@ -652,65 +698,80 @@ class Plan:
     def _capture(self, active: tuple[int, ...], options: tuple, stream: int) -> None:
         """Put the step's launches into the graph that is being captured; `prepare_replay` counts its replays."""
         name = type(self._optimizer).__name__
-        if self._captured_buffers is None:
-            raise RuntimeError(f"{name}: call prepare_capture() after a first step and before capturing one")
-        blocks, _ = self._scalar_rows(active, 1)
+        needs_norm = options[1] is not None or options[3]
+        if self._captured_buffers is None or self._captured is not None:
+            raise RuntimeError(f"{name}: call prepare_capture() before each capture of a step")
+        if (tuple(self._kernels), needs_norm) not in self._ran:
+            raise RuntimeError(f"{name}: run a step like the one to be captured first: kernels are loaded then")
+        made = self._rows_of_scalars(active, 1)
+        assert made is not None
+        blocks, _ = made
         if max(blocks, default=0) >= len(self._groups):
             raise RuntimeError(f"{name}: a captured step needs the same step count for all tensors of a param group")
         buffers = self._captured_buffers
         self._arrange(active, blocks)
         self._send_table(buffers, stream, is_captured=True)
-        self._launch(buffers, options[1] is not None or options[3], stream)
+        self._launch(buffers, needs_norm, stream)
         self._captured = _Captured(active, tuple(self._kernels), options, tuple(blocks))
         self._arrangement = ()
 
     def prepare_capture(self) -> None:
         """Make what a captured step needs: nothing can be allocated while a graph is captured."""
-        if not self._has_run:
+        self._check_device()
+        if not self._ran:
             raise RuntimeError(f"{type(self._optimizer).__name__}: run a step like the one to be captured first")
+        self.settle()
+        if self._captured_buffers is not None:
+            self._retired.append(self._captured_buffers)  # a graph may have their addresses
+        self._captured = None
         self._captured_buffers = _Buffers(max(len(self._arrays), 1), len(self._groups) * (MAX_UNDECIDED + 1))
-        memory.synchronize()
+        memory.prepare_capture()
 
     def prepare_replay(self, stream: Any = None) -> DeviceStepInfo | None:
         """Count one replay of the captured step, and queue its numbers before it."""
         name = type(self._optimizer).__name__
         if self._captured is None or self._captured_buffers is None:
             raise RuntimeError(f"{name}: no step was captured")
+        self._check_device()
         self._check_groups()
         active, names, options, captured_blocks = self._captured
         if tuple(self._kernels) != names:
             raise RuntimeError(f"{name}: the hyperparameters now need another kernel than the captured one")
         handle = memory.stream_of(self._arrays, stream)
-        self.settle()
-        blocks, rows = self._scalar_rows(active, 1)
+        if self._replayed is not None:
+            self._replayed.queue()  # its header is about to be written over
+        blocks, rows = self._scalar_rows(active, options)
         if tuple(blocks) != captured_blocks:
             raise RuntimeError(f"{name}: step counts in a param group differ now; in the captured step they did not")
         self._send(self._captured_buffers, self._numbers(self._captured_buffers, rows, options), handle)
-        if options[3]:
-            # what the replay decides is read back when the next one is prepared
-            self._undecided.append(_Undecided(_Later(self, handle, options[3]), active, tuple(self._group_values)))
-        else:
+        if not options[3]:
             self._advance(active, self._group_values)
-        return None
+        if options[1] is None and not options[3]:
+            return None
+        self._replayed = _Replayed(self._make_norms(), self._captured_buffers, handle, options[3])
+        if options[3]:
+            self._undecided.append(self._undecided_step(self._replayed, active))
+        return DeviceStepInfo(self._replayed)
 
 
-class _Later(Decision):
-    """The decision of a replay, which is queued after `prepare_replay`: read back when somebody asks."""
+class _Replayed(Decision):
+    """The decision of a replay that is queued after `prepare_replay`: read back before the next, or when asked for."""
 
-    def __init__(self, plan: Plan, stream: int, may_skip: bool) -> None:
-        self._plan, self._stream = plan, stream
-        self._may_skip = may_skip
-        self._known = None
+    def __init__(self, norms: _Norms, buffers: _Buffers, stream: int, may_skip: bool) -> None:
+        self._queued: Decision | None = None
+        self._read_back = lambda: norms.read_back(buffers, may_skip, stream)
+
+    def queue(self) -> Decision:
+        """Queue the reading, once."""
+        if self._queued is None:
+            self._queued = self._read_back()
+        return self._queued
 
     def is_known(self) -> bool:
-        return self._known is not None
+        return self._queued is not None and self._queued.is_known()
 
     def result(self) -> tuple[bool, float]:
-        if self._known is None:
-            buffers = self._plan._captured_buffers
-            assert buffers is not None
-            self._known = self._plan._read_back(buffers, self._may_skip, self._stream).result()
-        return self._known
+        return self.queue().result()
 
 
 def scalar_bytes(scalars: np.ndarray, spec: Any, values: Mapping[str, Any], seed: int, step: int) -> bytes:

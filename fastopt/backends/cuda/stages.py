@@ -12,6 +12,8 @@ from fastopt.backends.cuda.codecs import (
     load4,
     load4_parameters,
     load4_stored,
+    read4,
+    read4_parameters,
     store4,
     store4_copy,
     store4_parameters,
@@ -207,8 +209,8 @@ def exchange_averages(table, numbers, n_segments, n_tiles):  # noqa: ARG001  as 
             p = load_i64(segment + P)
             low = load_i64(segment + LOW)
             ema = load_i64(segment + EMA)
-            a, b, c, d = load4_parameters(p, low, i, n, whole)
-            e, f, g, h = load4(ema, i, n, whole)
+            a, b, c, d = read4_parameters(p, low, i, n, whole)
+            e, f, g, h = read4(ema, i, n, whole)
             store4_parameters(p, low, i, n, whole, e, f, g, h)
             store4(ema, i, n, whole, a, b, c, d)
         tile += cuda.gridDim.x
@@ -223,7 +225,7 @@ def copy_parameters(table, numbers, n_segments, n_tiles):
         i = 4 * ((tile - load_i64(segment + layout.FIRST_TILE)) * cuda.blockDim.x + cuda.threadIdx.x)
         whole = load_i64(segment + layout.ALIGNED) != 0 and i + 4 <= n
         if i < n:
-            a, b, c, d = load4_parameters(load_i64(segment + P), load_i64(segment + LOW), i, n, whole)
+            a, b, c, d = read4_parameters(load_i64(segment + P), load_i64(segment + LOW), i, n, whole)
             ema = load_i64(segment + EMA)
             if ema != 0:
                 store4(ema, i, n, whole, a, b, c, d)
@@ -351,8 +353,8 @@ def decide(numbers, control, n_blocks, sums):
             if coefficient > 1.0:  # NaN stays NaN
                 coefficient = as_float64(1)
             if coefficient > 0.0 and coefficient < 1.1754943508222875e-38:  # float32 would count it as zero
-                coefficient = mul64(coefficient, 18446744073709551616.0)
-                scale = div64(scale, 18446744073709551616.0)
+                coefficient = mul64(coefficient, 18446744073709551616.0)  # 2^64, and below 2^-64
+                scale = mul64(scale, 5.421010862427522e-20)
         store_f32(numbers + SCALE, narrowed(scale))
         store_f32(numbers + COEFFICIENT, narrowed(coefficient))
         store_i32(numbers + APPLIED, 1 if applied else 0)
