@@ -26,19 +26,17 @@ def _patterns() -> tuple[np.ndarray, np.ndarray]:
     return rng.uniform(1, 2, 1 << 16).astype(np.float32), rng.standard_normal(1 << 16, np.float32)
 
 
-def _fill(array: np.ndarray, values: np.ndarray) -> None:
-    flat = array.reshape(-1)
-    for start in range(0, flat.size, values.size):
-        flat[start : start + values.size] = values[: flat.size - start]
-
-
 class Buffers:
     """Parameters, gradients and states of a workload, from fastopt's own allocator."""
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
+        self._make(workload)
+        self.reset()
+
+    def _make(self, workload: Workload) -> None:
         names = {f"t{k}": shape for k, shape in enumerate(workload.shapes)}
-        self.flat: tuple[fastopt.FlatBuffer, fastopt.FlatBuffer] | None = None
+        self.flat: Any = None
         if workload.form == "FlatBuffer":
             self.flat = fastopt.FlatBuffer(names), fastopt.FlatBuffer(names)
             self.params, self.grads = (list(buffer.values()) for buffer in self.flat)
@@ -48,7 +46,6 @@ class Buffers:
             )
         self.states: dict[str, list[Any]] = {name: _buffers.state_arrays(self.params) for name in workload.states}
         self._touch()
-        self.reset()
 
     def _touch(self) -> None:
         """First touch by the threads that will work there, which decides on whose memory a page lies."""
@@ -60,12 +57,12 @@ class Buffers:
         """Everything as before the first step."""
         self.reset_gradients()
         for p in self.params:
-            _fill(p, _patterns()[0])
+            self._fill(p, _patterns()[0])
         given = INPUTS[self.workload.input].state
         for name, arrays in self.states.items():
             initial = self.workload.spec.initial(name, self.workload.values)
             for array in arrays:
-                array.fill(initial if given is None else given)
+                self._fill_with(array, initial if given is None else given)
 
     def reset_gradients(self) -> None:
         """Gradients as before the first step: some contestants use them up."""
@@ -73,9 +70,31 @@ class Buffers:
         factor = {"normal": 1.0, "zero": 0.0, "tiny": 1e-20, "NaN": float("nan")}[kind]
         values = _patterns()[1] * np.float32(factor)
         for g in self.grads:
-            _fill(g, values)
+            self._fill(g, values)
 
-    def sample(self, arrays: list[np.ndarray] | None = None) -> list[np.ndarray]:
+    def _fill(self, array: Any, values: np.ndarray) -> None:
+        """Repeat the values over a tensor."""
+        flat = array.reshape(-1)
+        for start in range(0, flat.size, values.size):
+            flat[start : start + values.size] = values[: flat.size - start]
+
+    def _fill_with(self, array: Any, value: float) -> None:
+        array.fill(value)
+
+    def tensor(self, array: Any) -> Any:
+        """torch's tensor over one of the arrays."""
+        import torch
+
+        return torch.from_numpy(array)
+
+    def host(self, array: Any) -> np.ndarray:
+        """One of the arrays in host memory."""
+        return np.asarray(array)
+
+    def wait(self) -> None:
+        """Until all steps are done: here they are when they return."""
+
+    def sample(self, arrays: list[Any] | None = None) -> list[np.ndarray]:
         """A copy of some elements of every tensor, of the parameters if None."""
         flat = [array.reshape(-1) for array in (self.params if arrays is None else arrays)]
         return [array[:: max(1, array.size // LONGEST_SAMPLE)].copy() for array in flat]

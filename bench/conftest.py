@@ -93,8 +93,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    del config
     machine_info["fastopt"] = machine.description()
+    if config.getoption("--bench-backend") == "cuda":
+        from bench import device
+
+        machine_info["fastopt"] |= {"gpu": device.description(), "caches": []}
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -23,15 +23,21 @@ OTHERS = (PROBE, ALONE, FLOAT32)
 """Contestants that are neither fastopt's entry nor peers."""
 
 
-def version() -> str:
-    """fastopt's, with the instruction set."""
+def version(workload: Workload) -> str:
+    """fastopt's, with the instruction set or what compiles for the GPU."""
+    if workload.backend == "cuda":
+        from bench import device
+
+        return device.VERSION
     info = fastopt.info()
     return f"fastopt {info['version']}, {info['isa']}"
 
 
 def prepare(workload: Workload, buffers: Buffers) -> tuple[Contestant, float]:
     """The optimizer, not stepped yet, and the bytes a parameter that one of its steps moves."""
-    options: dict[str, Any] = {**dict(workload.options), "backend": workload.backend, "n_threads": workload.n_threads}
+    options: dict[str, Any] = {**dict(workload.options), "backend": workload.backend}
+    if workload.backend == "cpu":
+        options["n_threads"] = workload.n_threads
     params: Any = buffers.params
     grads: Any = buffers.grads
     if buffers.flat is not None:
@@ -63,6 +69,7 @@ def prepare(workload: Workload, buffers: Buffers) -> tuple[Contestant, float]:
 
 def prepare_alone(workload: Workload, buffers: Buffers) -> Contestant:
     """The update of a workload by itself, with states in float32."""
-    optimizer = workload.spec.cls(buffers.params, n_threads=workload.n_threads, **dict(workload.hypers))
+    threads = {"n_threads": workload.n_threads} if workload.backend == "cpu" else {}
+    optimizer = workload.spec.cls(buffers.params, **threads, **dict(workload.hypers))
     adopt(optimizer, buffers.states, {name: name for name in workload.states})
     return Contestant(lambda: optimizer.step(buffers.grads), lambda: buffers.params)

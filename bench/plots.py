@@ -70,10 +70,10 @@ def draw(title: str, cells: Sequence[Cell], results: Results, folder: Path) -> l
         _mark_roof(right, cells)
         handles, labels = right.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
-        figure.suptitle(
-            f"{title}: one step, {info['bytes_per_parameter']:g} bytes a parameter, {info['threads']} threads, "
-            f"{info['isa']}, {results.machine['processor']}"
-        )
+        where = f"{info['threads']} threads, {info['isa']}, {results.machine['processor']}"
+        if "gpu" in results.machine:
+            where = results.machine["gpu"]["GPU"]
+        figure.suptitle(f"{title}: one step, {info['bytes_per_parameter']:g} bytes a parameter, {where}")
         paths = [folder / f"{name_of(title)}.{suffix}" for suffix in ("png", "svg")]
         figure.savefig(paths[0], dpi=130)
         figure.savefig(paths[1], metadata={"Date": None})

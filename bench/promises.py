@@ -57,8 +57,40 @@ def verdicts(results: Results) -> list[Verdict]:
     return found
 
 
+GPU_SHARE = 0.92
+"""Of the device's copy bandwidth, at 1e8 parameters, for every rule."""
+GPU_FUSED = {"Adam", "AdamW", "SGD, momentum 0.9"}
+GPU_FASTER_THAN_FUSED = 1.0
+"""Times faster than torch's fused step, at every size."""
+GPU_FASTER_THAN_UNFUSED = 3.0
+"""Than torch's fastest, at 1e8, for optimizers that it does not fuse."""
+GPU_TORCH = ("torch-fused", "torch-foreach", "torch-compile")
+
+
+def _on_gpu(cell: Cell) -> Iterator[Verdict]:
+    info = cell.info
+    title, label, share = info["title"], info["label"], cell.share_of_probe
+    what = f"{title}, {label}"
+    if info["section"] != "curves":
+        return
+    if label == "1e8" and share is not None:
+        yield Verdict(what, share.median, GPU_SHARE, "of the copy's bandwidth", True)
+    if title in GPU_FUSED and TORCH_FUSED in cell.entries:
+        yield Verdict(what, cell.times_faster(TORCH_FUSED).median, GPU_FASTER_THAN_FUSED, "x torch fused", True)
+    others = [name for name in GPU_TORCH if name in cell.entries]
+    if label == "1e8" and others and TORCH_FUSED not in others:
+        value = min(cell.times_faster(name).median for name in others)
+        yield Verdict(what, value, GPU_FASTER_THAN_UNFUSED, "x torch's fastest", True)
+    ulps = [cell.entries[name].info["ulp"] for name in others]
+    if ulps:
+        yield Verdict(f"{what}, difference from torch", max(ulps), ULP, "ULP")
+
+
 def _of(cell: Cell) -> Iterator[Verdict]:
     info = cell.info
+    if info.get("backend") == "cuda":
+        yield from _on_gpu(cell)
+        return
     section, title, label = info["section"], info["title"], info["label"]
     what = f"{title}, {label}"
     microseconds = cell.ours.sample.median * 1e6

@@ -104,7 +104,11 @@ def block(contestant: Contestant, buffers: Buffers, length: float) -> float:
     while (now - start < WARM_UP and n_warm < most) or n_warm < 1:
         step()
         n_warm += 1
+        if not n_warm & (n_warm - 1):  # rarely: waiting for a GPU costs more than a step
+            buffers.wait()
         now = time.perf_counter()
+    buffers.wait()
+    now = time.perf_counter()
     n_steps = max(1, round(READING * n_warm / (now - start)))
     if fades:
         buffers.reset_gradients()
@@ -115,6 +119,7 @@ def block(contestant: Contestant, buffers: Buffers, length: float) -> float:
     while last - start < length and taken < LONGEST_FADE if fades else last - start < length:
         for _ in range(n_steps):
             step()
+        buffers.wait()
         now = time.perf_counter()
         readings.append((now - last) / n_steps)
         last = now
@@ -161,8 +166,8 @@ class Race:
     def foretold_seconds(self) -> float:
         """How long the race will take, roughly."""
         n = self.workload.n
-        own = n * self.workload.bytes_per_parameter / 20e9
-        total = 0.2 + n * 8e-9
+        own = n * self.workload.bytes_per_parameter / (1e12 if self._is_on_gpu else 20e9)
+        total = 0.2 + n * (1e-10 if self._is_on_gpu else 8e-9)
         for name in [ours.NAME, ours.PROBE, *self._willing()]:
             step = self.pace.foretold(name, self.workload) or own * 1.5
             rounds = self._rounds_of(step)
@@ -192,12 +197,12 @@ class Race:
         """Measure; a contestant that fails or disagrees is left out with its reason."""
         willing = self._willing()
         need = self.workload.footprint * 2.5
-        if need > 0.8 * available_memory():
+        if need > 0.8 * self._available_memory():
             reason = f"needs {need / 2**30:.1f} GiB of memory"
             self.outcome.left_out |= dict.fromkeys([ours.NAME, ours.PROBE, *willing], reason)
             return self.outcome
         gc.collect()  # the arrays of the race before
-        buffers = Buffers(self.workload)
+        buffers = self._buffers()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -212,6 +217,33 @@ class Race:
             self._take_turns(contestants, buffers)
         return self.outcome
 
+    @property
+    def _is_on_gpu(self) -> bool:
+        return self.workload.backend == "cuda"
+
+    def _buffers(self) -> Buffers:
+        if not self._is_on_gpu:
+            return Buffers(self.workload)
+        from bench import device
+
+        return device.DeviceBuffers(self.workload)
+
+    def _available_memory(self) -> float:
+        if not self._is_on_gpu:
+            return available_memory()
+        from bench import device
+
+        gc.collect()
+        device.release()
+        return device.available_memory()
+
+    def _probe(self, buffers: Buffers) -> tuple[Contestant, float]:
+        if not self._is_on_gpu:
+            return probe.prepare(self.workload, buffers)
+        from bench import device
+
+        return device.probe(self.workload)
+
     # --- Before the start
 
     def _prepare(self, mine: Contestant, moved: float, willing: list[str], buffers: Buffers) -> dict[str, Contestant]:
@@ -219,7 +251,7 @@ class Race:
         workload = self.workload
         expected = self._steps(mine, buffers)
         contestants = {ours.NAME: mine}
-        self.outcome.measured[ours.NAME] = Measured([], ours.version(), moved)
+        self.outcome.measured[ours.NAME] = Measured([], ours.version(workload), moved)
         for name in willing:
             peer = self.peers[name]
             buffers.reset()
@@ -241,11 +273,11 @@ class Race:
         if beside is not None:
             contestants[beside] = ours.prepare_alone(workload, buffers)
             alone = bytes_moved(workload.function, workload.hypers)
-            self.outcome.measured[beside] = Measured([], ours.version(), alone)
+            self.outcome.measured[beside] = Measured([], ours.version(workload), alone)
         buffers.reset()
         try:
-            contestants[ours.PROBE], moved_by_probe = probe.prepare(workload, buffers)
-            self.outcome.measured[ours.PROBE] = Measured([], ours.version(), moved_by_probe)
+            contestants[ours.PROBE], moved_by_probe = self._probe(buffers)
+            self.outcome.measured[ours.PROBE] = Measured([], ours.version(workload), moved_by_probe)
         except Exception as error:  # no compiler: setuptools has an exception for every kind
             self.outcome.left_out[ours.PROBE] = _failure(error)
         return contestants

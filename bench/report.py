@@ -8,7 +8,7 @@ from typing import Any
 
 from bench import plots, promises
 from bench.ours import ALONE, FLOAT32, NAME, OTHERS, PROBE
-from bench.results import GOAL, LARGE, Cell, Results
+from bench.results import GOAL, GOAL_ON_GPU, LARGE, LARGE_ON_GPU, Cell, Results
 from bench.samples import NOISY, Sample, seconds, short
 from bench.workloads import size_name
 
@@ -66,6 +66,7 @@ def _machine(results: Results) -> str:
         f"- {machine['system']}, Python {machine['python']}",
         f"- fastopt {machine['fastopt']['version']}, {machine['fastopt']['isa']}, {machine['fastopt']['n_threads']} "
         f"threads; OpenMP runtimes in the process: {', '.join(machine['openmp']) or 'unknown'}",
+        *(f"- {key}: {value}" for key, value in machine.get("gpu", {}).items()),
         f"- mode {run['mode']}, {run['seconds']:.0f} s; other processes took {run['others']:.0%} of one processor",
         *(
             f"- {name}: {version}" + (f" ({run['notes'][name]})" if name in run["notes"] else "")
@@ -73,11 +74,16 @@ def _machine(results: Results) -> str:
         ),
         *(f"- {name}: left out, {reason}" for name, reason in run["missing"].items()),
     ]
+    roof = (
+        "the device's own copy of as many bytes, half of them read and half written"
+        if "gpu" in machine
+        else "a kernel that moves the same bytes with at most one addition, through the same engine"
+    )
     words = (
         "Every figure is a median over rounds in which all contestants take turns on the same arrays; behind it in "
         "brackets the quartiles. `times faster` is the median of the rounds' ratios. `of the probe` is the speed in "
-        "bytes a second over that of a kernel that moves the same bytes with at most one addition, through the same "
-        "engine, in the same rounds: the roof. A peer's time counts only after its results agreed with fastopt's."
+        "bytes a second over that of "
+        f"{roof}, in the same rounds: the roof. A peer's time counts only after its results agreed with fastopt's."
     )
     return "\n".join([*lines, "", words])
 
@@ -114,7 +120,8 @@ def behind(results: Results) -> list[tuple[Cell, str]]:
 
 def _behind(results: Results) -> str:
     found = behind(results)
-    share = f"from {size_name(LARGE)} parameters on at {GOAL:.0%} of the probe or more"
+    large, least = (LARGE_ON_GPU, GOAL_ON_GPU) if "gpu" in results.machine else (LARGE, GOAL)
+    share = f"from {size_name(large)} parameters on at {least:.0%} of the probe or more"
     goal = f"ahead of the fastest peer everywhere, and {share}"
     if not found:
         return f"## Where fastopt is behind\n\nNowhere. The goal: {goal}."

@@ -16,6 +16,9 @@ LARGE = 10**7
 """Parameters from which a step is held to the probe."""
 GOAL = 0.95
 """Share of the probe's speed that a large step should have."""
+LARGE_ON_GPU = 10**8
+GOAL_ON_GPU = 0.92
+"""The same on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ class Cell:
                 doubt = ", but within the quartiles" if faster.q3 >= 1 else ""
                 found.append(f"{name} is {1 / faster.median:.2f} times as fast{doubt}")
         share = self.share_of_probe
-        if share is not None and self.info["parameters"] >= LARGE and share.median < GOAL:
+        on_gpu = self.info.get("backend") == "cuda"
+        large, goal = (LARGE_ON_GPU, GOAL_ON_GPU) if on_gpu else (LARGE, GOAL)
+        if share is not None and self.info["parameters"] >= large and share.median < goal:
             found.append(f"{share.median:.0%} of the probe")
         return found
 

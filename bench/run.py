@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -31,9 +32,13 @@ def run(
 
     Raises
     ------
+    ImportError, RuntimeError
+        If the backend cannot run here.
     RuntimeError
         If the measurements failed; says where their output is.
     """
+    if backend == "cuda":
+        importlib.import_module("bench.device")  # says what is missing
     output.mkdir(parents=True, exist_ok=True)
     file = output / results.FILE
     file.unlink(missing_ok=True)
@@ -82,6 +87,7 @@ def _measure(arguments: Sequence[str], log: Path) -> int:
     # The threads of NumPy's BLAS, which only norms would use, spin for some 20 ms after a call: whoever came next had
     # steps of 8 ms where 0.02 is normal.
     environment.setdefault("OPENBLAS_NUM_THREADS", "1")
+    environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX takes most of a GPU's memory
     with (
         log.open("w", encoding="utf-8", buffering=1) as file,
         tqdm(unit="measurement", leave=False, disable=None) as bar,

@@ -53,7 +53,7 @@ class Suite:
         self.outcomes: dict[str, Outcome] = {}
         self.left_out: list[dict[str, str]] = []
         sizes, threads = option("--bench-sizes"), option("--bench-threads")
-        self.plain = not (option("--bench-optimizers") or sizes)
+        self.plain = not (option("--bench-optimizers") or sizes or option("--bench-backend") == "cuda")
         self.workloads = workloads(
             self.mode,
             option("--bench-optimizers"),
@@ -63,10 +63,11 @@ class Suite:
         )
         chosen = option("--bench-peers")
         self.adapters = {name: peers.load(name) for name in (peers.MODULES if chosen is None else chosen)}
+        on_gpu = option("--bench-backend") == "cuda"
         self.missing = {
             name: reason
             for name, peer in self.adapters.items()
-            if (reason := peer.missing() or peer.too_slow(self.mode))
+            if (reason := peer.missing() or peer.too_slow(self.mode) or (peer.missing_on_gpu() if on_gpu else None))
         }
         self.present = {name: peer for name, peer in self.adapters.items() if name not in self.missing}
         self.versions = {name: peer.version() for name, peer in self.present.items()}

@@ -223,10 +223,13 @@ class Mode:
     thread_sizes: tuple[int, ...] = (10**7,)
     block: float = 0.020
     """Seconds of measured steps of a contestant in a round."""
+    gpu_sizes: tuple[int, ...] = tuple(10**k for k in range(3, 9))
+    """Sizes of the curves on a GPU."""
     builds_peers: bool = False
     """Whether peers may build themselves first, for minutes."""
 
 
+_QUICK_ON_GPU = (10**3, 10**5, 10**7)
 _QUICK = tuple(2**k for k in range(8, 21, 4))
 _SIZES = tuple(2**k for k in range(8, 27, 2))
 TINY = 16
@@ -234,8 +237,19 @@ PROMISED = (TINY, 10**3, 10**5, 10**7)
 LARGEST = 5 * 10**7
 PROMISED_LARGE = ("adam", "adamw", "sgd", "adagrad")
 """Optimizers that torch fuses: measured at `LARGEST`, too."""
+GPU_SECTIONS = ("curves", "models", "tail", "states")
+"""What is measured on a GPU: it has no threads to be counted, and no time for subnormals to be lost in."""
 MODES = {
-    "quick": Mode(88, 5, _QUICK, (("adam", ()), ("sgd", MOMENTUM)), 0.05, ("small MLP", "1,000 x 64"), block=0.01),
+    "quick": Mode(
+        88,
+        5,
+        _QUICK,
+        (("adam", ()), ("sgd", MOMENTUM)),
+        0.05,
+        ("small MLP", "1,000 x 64"),
+        block=0.01,
+        gpu_sizes=_QUICK_ON_GPU,
+    ),
     "default": Mode(
         540,
         7,
@@ -255,6 +269,7 @@ MODES = {
         tuple(MODELS),
         (("adam", ()), ("sgd", MOMENTUM), ("adagrad", ()), ("lion", ()), ("rmsprop", ())),
         (10**5, 10**7),
+        gpu_sizes=tuple(10**k for k in range(3, 10)),
         builds_peers=True,
     ),
 }
@@ -282,18 +297,20 @@ def workloads(
     `threads` the largest is used everywhere, all of them for the scaling over threads.
     """
     n_threads = max(threads) if threads else fastopt.get_num_threads()
-    found = list(_curves(mode, n_threads, optimizers, sizes))
+    found = list(_curves(mode, n_threads, optimizers, sizes, backend))
     if not (optimizers or sizes):
         found += _models(mode, n_threads)
         found += _states(mode, n_threads)
         found += _hard(mode, n_threads)
         found += _threads(mode, sorted(set(threads)) if threads else thread_counts(n_threads))
+    if backend == "cuda":
+        found = [one for one in found if one.section in GPU_SECTIONS and "master" not in dict(one.options)]
     ordered = sorted(found, key=lambda workload: workload.priority)
     return [replace(workload, backend=backend) for workload in ordered]
 
 
 def _curves(
-    mode: Mode, n_threads: int, optimizers: Sequence[str] | None, sizes: Sequence[int] | None
+    mode: Mode, n_threads: int, optimizers: Sequence[str] | None, sizes: Sequence[int] | None, backend: str
 ) -> Iterator[Workload]:
     """Every size of the first optimizer, then the sizes that promises name, then the rest."""
 
@@ -305,8 +322,10 @@ def _curves(
     else:
         chosen = list(mode.optimizers or _all_variants())
     for k, (function, hypers) in enumerate(chosen):
-        own = set(sizes or mode.sizes)
-        if not sizes:
+        own = set(sizes or (mode.gpu_sizes if backend == "cuda" else mode.sizes))
+        if not sizes and backend == "cuda" and hypers and function != "sgd":
+            own = {10**8}
+        elif not sizes and backend == "cpu":
             own |= set(PROMISED)
             large = mode.seconds > 1000 and function in PROMISED_LARGE and not bool(hypers) ^ (function == "sgd")
             own |= {LARGEST} if large or (mode.seconds > 200 and k < 2) else set()

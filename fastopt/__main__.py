@@ -149,7 +149,7 @@ def _add_bench(commands: Any) -> None:
     add("--sizes", nargs="+", type=_size, metavar="N", help="the curves at these numbers of parameters alone, as 2^16")
     add("--peers", nargs="*", type=str.lower, metavar="NAME", help="these alone (default: every one that is installed)")
     add("--threads", nargs="+", type=_threads, metavar="N", help="the largest everywhere, all of them for the scaling")
-    add("--backend", default="cpu", choices=("cpu",), help=f"of fastopt{default}")
+    add("--backend", default="cpu", choices=("cpu", "cuda"), help=f"of fastopt{default}")
     add("--check", action="store_true", help="exit code 1 if a promise of fastopt fell short")
     parser.set_defaults(run=lambda arguments: _bench(arguments, parser), mode="default")
     compare = parser.add_subparsers(title="commands", metavar="COMMAND").add_parser(

@@ -5,6 +5,7 @@ Nothing here measures time, and no peer but NumPy's is needed.
 
 import importlib.util
 import math
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from bench.peers import numpy_reference
 from bench.samples import Sample, changed, ratio, seconds
 from bench.workloads import MODELS, MODES, MOMENTUM, Mode, Workload, _strings, size_name, workloads
 from fastopt import __main__ as command_line
+from fastopt import backends
 from fastopt._rule import registry
 from fastopt.backends import cpu
 
@@ -144,6 +146,18 @@ def test_optimizers_and_sizes_choose_curves_alone():
         "curves/SGD, momentum 0.9/1e3",
         "curves/SGD, momentum 0.9/2^10",
     ]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_on_a_gpu_curves_go_up_by_powers_of_ten(mode):
+    found = workloads(MODES[mode], backend="cuda")
+    assert {w.backend for w in found} == {"cuda"}
+    assert {w.section for w in found} == {"curves", "models", "tail", "states"}
+    sizes = {w.n for w in found if w.section == "curves" and w.function == "adam" and not w.hypers}
+    assert sizes == set(MODES[mode].gpu_sizes)
+    if mode == "full":
+        assert sizes == {10**k for k in range(3, 10)}
+        assert {w.function for w in found if w.section == "curves" and w.n == 10**8} == set(registry)
 
 
 def test_threads_scale_up_to_the_largest_given():
@@ -417,6 +431,28 @@ def test_the_report_says_what_was_left_out_and_why(tmp_path):
     assert "optax: optax 8.8 (allocates its own arrays)" in text
 
 
+def test_promises_on_a_gpu_are_others():
+    def verdicts(title, label, **times):
+        workload = f"curves/{title}/{label}"
+        benchmarks = [
+            canned.entry(workload, name.replace("_", "-"), [t] * 3, backend="cuda") for name, t in times.items()
+        ]
+        entries = {
+            one["extra_info"]["contestant"]: bench_results.Entry(
+                workload, one["extra_info"]["contestant"], tuple(one["stats"]["data"]), one["extra_info"]
+            )
+            for one in benchmarks
+        }
+        found = promises._on_gpu(bench_results.Cell(workload, entries))
+        return [(round(v.value, 2), v.bound, v.kept) for v in found]
+
+    fused = verdicts("Adam", "1e8", fastopt=1.0, probe=0.9, torch_fused=1.1, torch_foreach=0.5)
+    assert fused == [(0.9, 0.92, False), (1.1, 1.0, True), (1.0, 32.0, True)]
+    unfused = verdicts("RMSprop", "1e8", fastopt=1.0, probe=0.95, torch_foreach=4.0, torch_compile=2.5)
+    assert unfused == [(0.95, 0.92, True), (2.5, 3.0, False), (1.0, 32.0, True)]
+    assert verdicts("Adam", "1e3", fastopt=1.0, probe=0.1, torch_fused=0.9) == [(0.9, 1.0, False), (1.0, 32.0, True)]
+
+
 def test_the_report_names_promises_that_fell_short(tmp_path):
     text = report.text(load(tmp_path))
     assert "- Adam, 1e3: 2 x torch fused, promised >= 30" in text
@@ -525,10 +561,11 @@ def test_a_comparison_says_when_machines_and_versions_differ(tmp_path):
 # --- The command line
 
 
-def run(*arguments):
-    """`python -m fastopt bench` with the arguments."""
+def run(*arguments, **environment):
+    """`python -m fastopt bench` with the arguments, and with these environment variables on top."""
     command = [sys.executable, "-m", "fastopt", "bench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
 @pytest.mark.parametrize(
@@ -542,7 +579,7 @@ def run(*arguments):
         (["--threads", "0"], "argument --threads: must be at least 1, got 0"),
         (["--threads", "9999"], "argument --threads: must be at most 4096, got 9999"),
         (["--quick", "--full"], "not allowed with argument"),
-        (["--backend", "cuda"], "argument --backend: invalid choice: 'cuda'"),
+        (["--backend", "tpu"], "argument --backend: invalid choice: 'tpu'"),
         (["compare", "one"], "the following arguments are required: AFTER"),
     ],
 )
@@ -595,6 +632,32 @@ def test_comparing_what_is_not_there_is_a_one_line_error(runner, tmp_path):
     finished = run("compare", str(tmp_path / "a"), str(tmp_path / "b"))
     assert finished.returncode == 2
     assert re.fullmatch(r"fastopt: .*a: No such file or directory\n", finished.stderr)
+
+
+def test_a_run_on_the_gpu_of_the_simulator(runner, tmp_path):
+    """The whole way with arrays on the device; the simulator's times mean nothing."""
+    try:
+        backends.resolve("cuda")
+    except ImportError as error:
+        pytest.skip(str(error))
+    arguments = ("--quick", "--backend", "cuda", "--sizes", "16", "100", "--optimizers", "adam", "--output", tmp_path)
+    finished = run(*arguments, NUMBA_ENABLE_CUDASIM="1", FASTOPT_CACHE_DIR=str(tmp_path / "kernels"))
+    assert finished.returncode == 0, finished.stderr
+    found = bench_results.load(tmp_path)
+    assert [cell.workload for cell in found.cells] == ["curves/Adam/16", "curves/Adam/100"]
+    assert {entry.contestant for entry in found.entries} == {"fastopt", "probe"}
+    assert {entry.info["backend"] for entry in found.entries} == {"cuda"}
+    text = (tmp_path / "report.md").read_text()
+    assert "- GPU: Numba's simulator" in text
+    assert "the device's own copy of as many bytes" in text
+    assert "peer numpy: left out, runs on the CPU" in finished.stdout
+
+
+def test_without_a_gpu_its_benchmark_ends_with_one_line(runner, tmp_path):
+    finished = run("--backend", "cuda", "--output", tmp_path / "no", CUDA_VISIBLE_DEVICES="")
+    assert finished.returncode == 2
+    assert re.fullmatch(r"fastopt: backend 'cuda' (cannot run here|needs Numba's CUDA target).*\n", finished.stderr)
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_run_leaves_results_report_and_plots(runner, tmp_path):

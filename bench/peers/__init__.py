@@ -61,6 +61,10 @@ class Peer:
         absent = [package for module, package in self.requires.items() if importlib.util.find_spec(module) is None]
         return f"not installed: python -m pip install {' '.join(absent)}" if absent else None
 
+    def missing_on_gpu(self) -> str | None:
+        """Why it cannot run on the GPU here, or None; asked for only where it is not missing."""
+        return "runs on the CPU"
+
     def version(self) -> str:
         """Of the packages that it needs."""
         return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in self.requires.values())
@@ -88,9 +92,9 @@ def load(name: str) -> Peer:
         return importlib.import_module(f"bench.peers.{MODULES[name]}").Adapter()
 
 
-def no_extras(workload: Workload) -> str | None:
+def no_extras(workload: Workload, backends: tuple[str, ...] = ("cpu",)) -> str | None:
     """The refusal of peers that know nothing but plain steps, or None."""
-    if workload.backend != "cpu":
+    if workload.backend not in backends:
         return f"runs on the CPU, not on {workload.backend}"
     if workload.is_tail:
         return "no calls for the whole tail"

@@ -53,7 +53,12 @@ class Adapter(Peer):
             return "its states lie in arrays of its own"
         if workload.n_threads != fastopt.get_num_threads():
             return "the number of its threads is that of the processors"
-        return no_extras(workload)
+        return no_extras(workload, ("cpu", "cuda"))
+
+    def missing_on_gpu(self) -> str | None:
+        import jax
+
+        return None if jax.default_backend() == "gpu" else "this JAX has no CUDA"
 
     def prepare(self, workload: Workload, buffers: Buffers) -> Contestant:
         import jax
@@ -66,12 +71,14 @@ class Adapter(Peer):
             return optax.apply_updates(params, updates), state
 
         compiled = jax.jit(update, donate_argnums=(0, 1))
-        params = [jax.numpy.array(p) for p in buffers.params]
-        grads = [jax.numpy.array(g) for g in buffers.grads]
+        params = [jax.numpy.array(buffers.host(p)) for p in buffers.params]
+        grads = [jax.numpy.array(buffers.host(g)) for g in buffers.grads]
         live = [params, jax.jit(optimizer.init)(params)]
+        waits = workload.backend == "cpu"  # on the GPU all contestants queue
 
         def step() -> None:
             live[:] = compiled(live[0], live[1], grads)
-            jax.block_until_ready(live[0])
+            if waits:
+                jax.block_until_ready(live[0])
 
         return Contestant(step, lambda: [np.asarray(p) for p in live[0]])

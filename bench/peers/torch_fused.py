@@ -15,7 +15,7 @@ class Adapter(TorchOptim):
     functions = FUSED
 
     def refuses(self, workload: Workload) -> str | None:
-        if workload.is_tail and workload.backend == "cpu":
+        if workload.is_tail:
             return None
         return super().refuses(workload)
 
@@ -41,6 +41,6 @@ class Adapter(TorchOptim):
             torch._foreach_zero_(grads)
 
         def results() -> list:
-            return [*buffers.params, *(tensor.numpy() for tensor in ema)]
+            return [*buffers.params, *(tensor.cpu().numpy() for tensor in ema)]
 
         return Contestant(step, results, lambda: share_states(optimizer, buffers), uses_up_gradients=True)

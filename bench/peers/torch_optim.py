@@ -24,7 +24,12 @@ class TorchOptim(Peer):
     def refuses(self, workload: Workload) -> str | None:
         if workload.function not in self.functions:
             return "has no such optimizer"
-        return no_extras(workload)
+        return no_extras(workload, ("cpu", "cuda"))
+
+    def missing_on_gpu(self) -> str | None:
+        import torch
+
+        return None if torch.cuda.is_available() else "this PyTorch has no CUDA"
 
     def set_threads(self, n_threads: int) -> None:
         import torch
@@ -46,20 +51,18 @@ def parameters(buffers: Buffers) -> list[Any]:
     """Tensors over the buffers, with gradients."""
     import torch
 
-    made = [torch.nn.Parameter(torch.from_numpy(p)) for p in buffers.params]
+    made = [torch.nn.Parameter(buffers.tensor(p)) for p in buffers.params]
     for parameter, g in zip(made, buffers.grads, strict=True):
-        parameter.grad = torch.from_numpy(g)
+        parameter.grad = buffers.tensor(g)
     return made
 
 
 def share_states(optimizer: Any, buffers: Buffers, renamed: dict[str, str] | None = None) -> None:
     """Put the buffers' states in the place of those that the optimizer made at its first steps."""
-    import torch
-
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for k, parameter in enumerate(parameters):
         state = optimizer.state[parameter]
         for name in list(state):
             arrays = buffers.states.get((renamed or {}).get(name, name))
             if arrays is not None and np.shape(state[name]) == arrays[k].shape:
-                state[name] = torch.from_numpy(arrays[k])
+                state[name] = buffers.tensor(arrays[k])

@@ -23,7 +23,7 @@ def _missing() -> str:
     try:
         count = len(cuda.gpus)
     except CudaSupportError as error:
-        words = " ".join(str(error).split()).rstrip(" :")
+        words = " ".join(str(error).split()).rstrip(" :.")
         return f"no NVIDIA driver that works: {words}"
     return "" if count else "no NVIDIA GPU was found"
 

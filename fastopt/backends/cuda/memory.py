@@ -364,6 +364,27 @@ def copy_out(host: np.ndarray, address: int, stream: int = 0) -> None:
         driver.cuMemcpyDtoHAsync(host.ctypes.data, address, host.nbytes, stream)
 
 
+def copy_within(destination: int, source: int, n_bytes: int, stream: int = 0) -> None:
+    """Copy bytes from one place of the device to another."""
+    if not n_bytes:
+        return
+    if SIMULATED:
+        ctypes.memmove(destination, source, n_bytes)
+    else:
+        driver.cuMemcpyDtoDAsync(destination, source, n_bytes, stream)
+
+
+def free_bytes() -> float:
+    """Bytes of the device that nobody has; infinite under the simulator."""
+    return math.inf if SIMULATED else float(cuda.current_context().get_memory_info().free)
+
+
+def release() -> None:
+    """Free the memory of arrays that are gone, which Numba puts off."""
+    if not SIMULATED:
+        cuda.current_context().deallocations.clear()
+
+
 def synchronize() -> None:
     """Wait for everything the device was given."""
     cuda.synchronize()
@@ -427,8 +448,7 @@ def never_moves(array: Any) -> bool:
 def prepare_capture() -> None:
     """Finish everything that must not happen while a graph is captured."""
     synchronize()
-    if not SIMULATED:
-        cuda.current_context().deallocations.clear()
+    release()
 
 
 @contextlib.contextmanager
