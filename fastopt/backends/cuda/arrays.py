@@ -97,8 +97,7 @@ def _walk(kernel: str, tensors: Sequence[Any], words: Sequence[tuple[int, str]],
     memory.synchronize()
     table, n_rows, n_tiles = _rows(tensors, words)
     if n_tiles:
-        header = np.zeros(layout.HEADER, np.uint8)
-        _plan.write_header(header, optimizer)
+        header = np.frombuffer(_plan.header(optimizer), np.uint8)
         numbers = memory.allocate(layout.HEADER)
         memory.copy_in(memory.address_of(numbers), header)
         arguments = (memory.address_of(table), memory.address_of(numbers), n_rows, n_tiles)

@@ -7,6 +7,9 @@ host scalars, uploaded for every step; a captured graph reads them anew, so it s
 
 from __future__ import annotations
 
+import functools
+import struct
+
 MAX_STATES = 4
 
 # --- A row of the table: byte offsets of its int64 words
@@ -74,6 +77,8 @@ MAX_NORM = 64
 NORM = 72
 """float64: the norm, written on the device."""
 HEADER = 128
+header = struct.Struct("<4i5f4iI3d48x")
+"""All of it, in this order."""
 
 # --- Host scalars of one kind of tensor: float32 words, and what its rounding draws from
 KEY = 4 * 32
@@ -84,6 +89,13 @@ HYPERS = STEP + 8
 """float64 hyperparameters, for a trust ratio."""
 MAX_TRUST_HYPERS = 8
 SCALAR_BYTES = HYPERS + 8 * MAX_TRUST_HYPERS
+
+
+@functools.cache
+def scalars(n: int) -> struct.Struct:
+    """`n` float32 scalars, `KEY`, `STEP` and `HYPERS`."""
+    return struct.Struct(f"<{n}f{KEY - 4 * n}xQi4x{MAX_TRUST_HYPERS}d")
+
 
 # --- What outlives a step on the device
 COUNT = 0

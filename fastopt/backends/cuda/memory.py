@@ -423,21 +423,37 @@ class Ring:
     """Page-locked buffers that are written one after the other, each again only when its copy is done."""
 
     def __init__(self, n_bytes: int, slots: int = 32) -> None:
-        self.buffers = np.split(pinned(n_bytes * slots), slots)
-        self.events: list[Event | None] = [None] * slots
-        self.at = 0
+        self._whole = pinned(n_bytes * slots)
+        self._views = [memoryview(part) for part in np.split(self._whole, slots)]  # type: ignore[arg-type]
+        first = self._whole.ctypes.data
+        self._addresses = [first + n_bytes * k for k in range(slots)]
+        self._events: list[Event | None] = [None] * slots
+        self._at = 0
 
-    def next(self) -> np.ndarray:
-        self.at = (self.at + 1) % len(self.buffers)
-        event = self.events[self.at]
-        if event is not None:
+    def send(self, payload: bytes, destination: int, stream: int) -> None:
+        """Queue a copy of `payload` to the device."""
+        at = self._at = (self._at + 1) % len(self._views)
+        event = self._events[at]
+        if event is None:
+            event = self._events[at] = Event()
+        else:
             event.wait()
-        return self.buffers[self.at]
-
-    def sent(self, stream: int) -> None:
-        """Note that the copy of the last buffer was queued."""
-        event = self.events[self.at] = self.events[self.at] or Event()
+        self._copy(at, payload, destination, stream)
         event.record(stream)
+
+    def send_again_and_again(self, payload: bytes, destination: int, stream: int) -> None:
+        """The same in a graph that is being captured: every replay reads the buffer, so nobody writes it again."""
+        self._copy(0, payload, destination, stream)
+
+    def _copy(self, at: int, payload: bytes, destination: int, stream: int) -> None:
+        n = len(payload)
+        self._views[at][:n] = payload
+        if not n:
+            return
+        if SIMULATED:
+            ctypes.memmove(destination, self._addresses[at], n)
+        else:
+            driver.cuMemcpyHtoDAsync(destination, self._addresses[at], n, stream)
 
 
 def never_moves(array: Any) -> bool:

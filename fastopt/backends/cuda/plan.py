@@ -184,6 +184,8 @@ class Plan:
         self._shapes = [tensor.shape for tensor in tensors]
         self._arrays = [tensor.array for tensor in tensors]
         self._state_names = tuple(spec.states)
+        self._trust_hypers = codegen.trust_hypers(spec) if spec.trust else ()
+        self._seed = optimizer.seed
         self._rows = np.zeros((len(tensors), _WORDS), np.int64)
         self._states = np.zeros((len(tensors), 2, len(self._state_names)), np.int64)
         self._itemsizes = np.zeros(_WORDS, np.int64)
@@ -392,14 +394,12 @@ class Plan:
 
     def _host_scalars(
         self, values: Mapping[str, Any], step: int, running: tuple[float, ...]
-    ) -> tuple[np.ndarray, tuple[float, ...]]:
-        """The host scalars of step number `step` in float32, and the running ones after it."""
+    ) -> tuple[list[float], tuple[float, ...]]:
+        """The host scalars of step number `step` in float64, and the running ones after it."""
         spec = self._spec
         own = reference.host_scalars(spec, step, dict(zip(spec.running, running, strict=True)), values)
         advanced = tuple(float(own.pop(name)) for name in spec.running)
-        stage = _stages.scalars(**spec.stage_values(values))
-        with np.errstate(all="ignore"):
-            return np.array([*stage.values(), *own.values()], np.float64).astype(np.float32), advanced
+        return [*_stages.scalars(**spec.stage_values(values)).values(), *own.values()], advanced
 
     def _scalar_rows(self, active: Sequence[int], options: tuple) -> tuple[list[int], list[list[bytes]]]:
         """Which of the scalars each tensor takes, and their bytes for each number of undecided steps applied."""
@@ -425,16 +425,27 @@ class Plan:
                 for row in rows:
                     step += 1
                     scalars, running = self._host_scalars(self._group_dicts[group], step, running)
-                    if not np.isfinite(scalars).all():
+                    packed = self._packed(scalars, group, step)
+                    if packed is None:
                         if row is not rows[0]:
                             return None  # of a step that may never be
                         _buffers.refuse_scalars(self._optimizer, i, step)
-                    row.append(self._scalar_bytes(scalars, group, step))
+                    row.append(packed)
             chosen.append(kinds[key])
         return chosen, rows
 
-    def _scalar_bytes(self, scalars: np.ndarray, group: int, step: int) -> bytes:
-        return scalar_bytes(scalars, self._spec, self._group_dicts[group], self._optimizer.seed, step)
+    def _packed(self, scalars: Sequence[float], group: int, step: int) -> bytes | None:
+        """Host scalars of one kind of tensor as `layout` has them; None unless all are finite in float32."""
+        if not all(map(math.isfinite, scalars)):
+            return None
+        values, hypers = self._group_dicts[group], [0.0] * layout.MAX_TRUST_HYPERS
+        for k, name in enumerate(self._trust_hypers):
+            hypers[k] = values[name]
+        key = int(_codecs.dither_key(self._seed, step)) if self._element_bytes != 4 else 0
+        try:
+            return layout.scalars(len(scalars)).pack(*scalars, key, step & 0x7FFFFFFF, *hypers)
+        except OverflowError:
+            return None
 
     # --- 4. upload
 
@@ -514,37 +525,21 @@ class Plan:
             same &= ((after[:, _word(layout.SCALES) :] == following) | (scales == 0)).all(axis=1)
         return np.concatenate([[False], same])
 
-    def _numbers(self, buffers: _Buffers, rows: list[list[bytes]], options: tuple) -> np.ndarray:
-        """Write the numbers of a step into a buffer to be sent."""
-        grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads = options
-        host = buffers.numbers_host.next()
-        write_header(host, self._optimizer, grad_scale, clip_value, zero_grads)
-        words, doubles = host.view(np.int32), host.view(np.float64)
-        words[layout.ROW_BYTES // 4] = len(rows[0]) * layout.SCALAR_BYTES if rows else 0
-        words[layout.SKIPS // 4] = bool(skip_nonfinite)
-        words[layout.LIMITS // 4] = max_norm is not None and not math.isinf(max_norm)
-        words[layout.DECIDED // 4] = self._decided
-        doubles[layout.GRAD_SCALE // 8] = grad_scale
-        doubles[layout.MAX_NORM // 8] = 0.0 if max_norm is None else max_norm
-        body = b"".join(b"".join(row) for row in rows)
-        host[layout.HEADER : layout.HEADER + len(body)] = np.frombuffer(body, np.uint8)
-        return host[: layout.HEADER + len(body)]
-
-    def _send(self, buffers: _Buffers, numbers: np.ndarray, stream: int) -> None:
-        memory.copy_in(buffers.numbers_at, numbers, stream)
-        buffers.numbers_host.sent(stream)
+    def _numbers(self, rows: list[list[bytes]], options: tuple) -> bytes:
+        """The numbers of a step."""
+        row_bytes = len(rows[0]) * layout.SCALAR_BYTES if rows else 0
+        head = header(self._optimizer, options, row_bytes, self._decided)
+        return b"".join([head, *itertools.chain.from_iterable(rows)])
 
     def _send_table(self, buffers: _Buffers, stream: int, is_captured: bool = False) -> None:
         """Upload the table, if it is not there already."""
         table, runs = self._table
         if not self._is_stale and not is_captured:
             return
-        # What is captured becomes a node of the graph, and is read again at every replay.
-        host = buffers.table_host.buffers[0] if is_captured else buffers.table_host.next()
-        host[: table.nbytes] = np.ascontiguousarray(table).view(np.uint8).ravel()
-        memory.copy_in(buffers.table_at, host[: table.nbytes], stream)
-        if not is_captured:
-            buffers.table_host.sent(stream)
+        if is_captured:
+            buffers.table_host.send_again_and_again(table.tobytes(), buffers.table_at, stream)
+        else:
+            buffers.table_host.send(table.tobytes(), buffers.table_at, stream)
             self._is_stale = False
         buffers.n_segments, buffers.runs = len(table), runs
 
@@ -620,9 +615,8 @@ class Plan:
         self._arrange(active, blocks)
         if needs_norm or self._spec.trust:
             self._make_norms()
-        numbers = self._numbers(self._eager, rows, options)
         self._send_table(self._eager, stream)
-        self._send(self._eager, numbers, stream)
+        self._eager.numbers_host.send(self._numbers(rows, options), self._eager.numbers_at, stream)
         self._launch(self._eager, needs_norm, stream)
         self._ran.add((tuple(self._kernels), needs_norm))
         return self._count(active, options, self._eager, stream)
@@ -743,7 +737,8 @@ class Plan:
         blocks, rows = self._scalar_rows(active, options)
         if tuple(blocks) != captured_blocks:
             raise RuntimeError(f"{name}: step counts in a param group differ now; in the captured step they did not")
-        self._send(self._captured_buffers, self._numbers(self._captured_buffers, rows, options), handle)
+        buffers = self._captured_buffers
+        buffers.numbers_host.send(self._numbers(rows, options), buffers.numbers_at, handle)
         if not options[3]:
             self._advance(active, self._group_values)
         if options[1] is None and not options[3]:
@@ -774,32 +769,31 @@ class _Replayed(Decision):
         return self.queue().result()
 
 
-def scalar_bytes(scalars: np.ndarray, spec: Any, values: Mapping[str, Any], seed: int, step: int) -> bytes:
-    """One kind of tensor's host scalars, as `layout` has them."""
-    host = np.zeros(layout.SCALAR_BYTES, np.uint8)
-    host.view(np.float32)[: len(scalars)] = scalars
-    host.view(np.uint64)[layout.KEY // 8] = _codecs.dither_key(seed, step)
-    host.view(np.int32)[layout.STEP // 4] = step & 0x7FFFFFFF
-    if spec.trust:
-        names = codegen.trust_hypers(spec)
-        host.view(np.float64)[layout.HYPERS // 8 :][: len(names)] = [values[name] for name in names]
-    return host.tobytes()
+def header(optimizer: Any, options: tuple = _PLAIN, row_bytes: int = 0, decided: int = 0) -> bytes:
+    """The header of the numbers, as `layout` has it."""
+    grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads = options
+    decay = 0.0 if optimizer.ema_decay is None else optimizer.ema_decay
+    return layout.header.pack(
+        True,  # applied, until the device decides
+        0,
+        clip_value is not None,
+        zero_grads,
+        _single(grad_scale),
+        1.0,
+        math.inf if clip_value is None else _single(clip_value),
+        decay,
+        1.0 - decay,
+        layout.FLOAT16 if optimizer.copy_dtype == "float16" else layout.BFLOAT16,
+        row_bytes,
+        skip_nonfinite,
+        max_norm is not None and not math.isinf(max_norm),
+        decided & 0xFFFFFFFF,
+        grad_scale,
+        0.0 if max_norm is None else max_norm,
+        0.0,
+    )
 
 
-def write_header(
-    host: np.ndarray, optimizer: Any, grad_scale: float = 1.0, clip_value: float | None = None, zeroes: bool = False
-) -> None:
-    """Write what is the same whether there is a norm or not."""
-    host[: layout.HEADER] = 0
-    words, floats = host.view(np.int32), host.view(np.float32)
-    words[layout.APPLIED // 4] = 1
-    words[layout.CLIPS // 4] = clip_value is not None
-    words[layout.ZEROES // 4] = zeroes
-    floats[layout.SCALE // 4] = grad_scale
-    floats[layout.COEFFICIENT // 4] = 1.0
-    floats[layout.CLIP_VALUE // 4] = math.inf if clip_value is None else clip_value
-    if optimizer is not None and optimizer.ema_decay is not None:
-        floats[layout.EMA_DECAY // 4] = optimizer.ema_decay
-        floats[layout.EMA_WEIGHT // 4] = 1.0 - optimizer.ema_decay
-    is_float16 = optimizer is not None and optimizer.copy_dtype == "float16"
-    words[layout.COPY_STORAGE // 4] = layout.FLOAT16 if is_float16 else layout.BFLOAT16
+def _single(x: float) -> float:
+    """`x` if it can be rounded to float32, else inf with its sign."""
+    return x if abs(x) < 3.4028235677973366e38 else math.copysign(math.inf, x)
