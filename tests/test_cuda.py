@@ -233,4 +233,5 @@ def test_every_rule_and_stage_in_the_simulator_has_the_bits_of_the_cpu(tmp_path)
 def test_arrays_of_numpy_are_refused_in_the_simulator(tmp_path):
     finished = run(STEP.format(", backend='cuda'"), NUMBA_ENABLE_CUDASIM="1", FASTOPT_CACHE_DIR=str(tmp_path))
     last = finished.stderr.strip().splitlines()[-1]
-    assert last == "TypeError: Adam: params[0] must be an array on the GPU, float32, got float32 of shape (3,)"
+    got = "got a NumPy array, float32 of shape (3,)"
+    assert last == f"TypeError: Adam: params[0] must be an array on the GPU, float32, {got}"

@@ -1,7 +1,6 @@
 """Promise 4 on arbitrary input: special values, subnormals, misaligned memory; no surprise, no slow step."""
 
 import ctypes
-import statistics
 import time
 
 import numpy as np
@@ -126,12 +125,13 @@ def test_gradients_are_never_changed(config):
 
 
 def _milliseconds(optimizer, g):
+    """The fastest of some steps: what a processor does to numbers it does in all of them, other processes in some."""
     times = []
     for _ in range(15):
         start = time.perf_counter()
         optimizer.step(g)
         times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
+    return min(times)
 
 
 @pytest.mark.parametrize("value", [1e-20, 1e-40, 3e38, np.inf, np.nan], ids=str)

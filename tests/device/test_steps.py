@@ -322,3 +322,110 @@ def test_subnormal_infinite_and_undefined_values(spec):
     both.step([pairs[:, 1].copy()])
     both.step([pairs[::-1, 1].copy()])
     both.check()
+
+
+# --- What attacks found
+
+
+@pytest.mark.parametrize("keeps", [{}, {"master": "split"}], ids=str)
+def test_subnormal_parameters_are_copied_as_they_are(keeps):
+    p = np.array([1e-40, -3e-39, 1.0, 1e-45], np.float32)
+    params = [(p.view(np.uint32) >> 16).astype(np.uint16)] if keeps else [p]
+    both = Both(fastopt.SGD, params, ema_decay=0.5, copy_dtype="bfloat16", **keeps)
+    both.check()
+    with both.gpu.swap_ema(), both.cpu.swap_ema():
+        both.check()
+    both.gpu.refresh_params_copy()
+    both.cpu.refresh_params_copy()
+    both.check()
+
+
+def test_steps_that_may_never_be_do_not_refuse_one_that_is(monkeypatch):
+    undecided(monkeypatch)
+    p, g = np.ones(3, np.float32), np.full(3, 0.5, np.float32)
+    options = {"lr": 1.0, "lambd": 1.0, "alpha": -100.0}  # the third step's eta is over float32
+    both = Both(fastopt.ASGD, [p], **options)
+    for value in (np.nan, np.nan, np.nan, 0.5):
+        both.gpu.step([on_device(np.full(3, value, np.float32))], skip_nonfinite=True)
+        both.cpu.step([np.full(3, value, np.float32)], skip_nonfinite=True)
+    both.check()
+    both.gpu.step([on_device(g)])
+    with pytest.raises(ValueError, match="step"):
+        both.gpu.step([on_device(g)])
+
+
+def test_host_scalars_overflow_as_in_c():
+    p = np.ones(3, np.float32)
+    both = Both(fastopt.ASGD, [p], lr=1.0, lambd=1000.0, alpha=1e10)  # a power is inf, what is divided by it 0
+    for _ in range(3):
+        both.step([p])
+    both.check()
+
+
+def test_a_step_count_that_a_user_sets_counts_for_the_next_step(monkeypatch):
+    undecided(monkeypatch)
+    rng = np.random.default_rng(15)
+    both = Both(BY_NAME["adam"].make, arrays(rng))
+    counts = [optimizer.state[0]["step"] for optimizer in (both.cpu, both.gpu)]
+    for k in range(4):
+        if k == 2:
+            for count in counts:
+                count[...] = 100
+        grads = arrays(rng)
+        both.gpu.step([on_device(g) for g in grads], skip_nonfinite=True)
+        both.cpu.step(grads, skip_nonfinite=True)
+        if k == 1:
+            assert int(both.gpu.state[0]["step"]) == 2
+    both.check()
+
+
+def test_undecided_steps_keep_the_hyperparameters_that_they_were_taken_with(monkeypatch):
+    undecided(monkeypatch)
+    rng = np.random.default_rng(16)
+    both = Both(BY_NAME["nadam"].make, arrays(rng))
+    for k in range(4):
+        for optimizer in (both.cpu, both.gpu):
+            optimizer.param_groups[0]["momentum_decay"] = 0.1 * (k + 1)
+        grads = arrays(rng)
+        both.gpu.step([on_device(g) for g in grads], skip_nonfinite=True)
+        both.cpu.step(grads, skip_nonfinite=True)
+    both.check()
+
+
+@pytest.mark.parametrize(
+    "wrap", [iter, lambda items: (x for x in items), lambda items: dict(enumerate(items)).values()]
+)
+def test_auto_looks_into_whatever_holds_the_arrays(wrap):
+    for params in (wrap([on_device(np.ones(3, np.float32))]), [{"params": wrap([on_device(np.ones(3, np.float32))])}]):
+        opt = fastopt.SGD(params, lr=1.0)
+        assert opt.backend == "cuda"
+        opt.step([on_device(np.ones(3, np.float32))])
+        same(opt.param_groups[0]["params"][0], np.zeros(3, np.float32), "p")
+
+
+def test_update_takes_the_backend_of_the_first_arrays():
+    opt, p = fastopt.SGD(lr=1.0), on_device(np.ones(3, np.float32))
+    opt.update({"p": p}, {"p": on_device(np.ones(3, np.float32))})
+    assert opt.backend == "cuda"
+    same(p, np.zeros(3, np.float32), "p")
+
+
+def test_what_does_not_fit_is_refused_by_name():
+    p, g = on_device(np.ones(4, np.float32)), np.ones(4, np.float32)
+    opt = fastopt.SGD([p])
+    with pytest.raises(TypeError, match=r"grads\[0\].* an array on the GPU, .* got a NumPy array"):
+        opt.step([g])
+    with pytest.raises(ValueError, match="shape"):
+        opt.step([on_device(np.ones(5, np.float32))])
+    with pytest.raises(TypeError, match="stream must be"):
+        opt.step([on_device(g)], stream="fast")
+    with pytest.raises(ValueError, match="memory"):
+        opt.step([p])
+    with pytest.raises(TypeError, match="must be a NumPy array|NumPy"):
+        fastopt.SGD([p], backend="cpu")
+    with pytest.raises(RuntimeError, match="no step was captured"):
+        opt.prepare_replay()
+    same(p, np.ones(4, np.float32), "p")
+    info = opt.step([on_device(g)], max_norm=1.0)
+    applied, norm = info
+    assert (applied, norm) == (True, 2.0)
