@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import copy
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from fastopt import _codegen
 from fastopt._codegen import Function, Kernel
@@ -185,6 +185,104 @@ def {kernel.name}(table, numbers, n_segments, n_tiles):
 {_indented(start, 4)}
     while tile < n_tiles:
 {_indented(body, 8)}
+"""
+
+
+IN_FLIGHT = 16
+"""Loads of a thread that sums squares that are under way at once."""
+SUMS = ("gradients", "parameters", "clipped_gradients", "updates")
+"""What is summed: scaled gradients in one space; or each segment's own parameters, gradients or updates."""
+
+
+def _summing_loops(loads: Callable[[str], list[str]], value: str) -> list[str]:
+    """A thread's share of a segment: `IN_FLIGHT` elements at a time, then the rest.
+
+    `loads` gives the statements that read element ``e`` (an expression) into names that end in ``{k}``; `value` is what
+    is made of them, an expression.
+    """
+
+    def pieces(k: int) -> tuple[list[str], str]:
+        element = f"e + {32 * k}" if k else "e"
+        return [line.format(k=k) for line in loads(element)], value.format(k=k)
+
+    many = [pieces(k) for k in range(IN_FLIGHT)]
+    body = [line for lines, _ in many for line in lines]  # all loads before the first use
+    body += [f"total = plus_square(total, {made})" for _, made in many]
+    lines, made = pieces(0)
+    return [
+        f"while e + {32 * (IN_FLIGHT - 1)} < stop:",
+        _indented([*body, f"e += {32 * IN_FLIGHT}"], 4),
+        "while e < stop:",
+        _indented([*lines, f"total = plus_square(total, {made})", "e += 32"], 4),
+    ]
+
+
+def sum_source(what: str) -> str:
+    """The kernel that sums the squares of one of `SUMS`, a warp for each block of a norm."""
+
+    def float32(element: str) -> list[str]:
+        return [f"x{{k}} = load_f32(address + 4 * ({element}))"]
+
+    def halves(element: str) -> list[str]:
+        return [f"x{{k}} = load_u16(address + 2 * ({element}))"]
+
+    def split(element: str) -> list[str]:
+        return [*halves(element), f"y{{k}} = load_u16(low + 2 * ({element}))"]
+
+    finish = {
+        "gradients": "mul(scale, {})",
+        "clipped_gradients": "minimum(maximum(mul(coefficient, mul(scale, {})), neg(bound)), bound)",
+    }.get(what, "{}")
+    start, loads = [], []
+    if what.endswith("gradients"):
+        start = ["scale = load_f32(numbers + SCALE)", "coefficient = load_f32(numbers + COEFFICIENT)"]
+        start += ["bound = load_f32(numbers + CLIP_VALUE)"]
+        loads = ["address = load_i64(segment + GRADIENT)", "storage = load_i64(segment + STORAGE)"]
+        kinds = [
+            ("storage == FLOAT32", float32, "flush(x{k})"),
+            ("storage == BFLOAT16", halves, "bfloat16_to_f32(x{k})"),
+            ("storage == FLOAT16", halves, "float16_to_f32(x{k})"),
+        ]
+    elif what == "parameters":
+        loads = ["address = load_i64(segment + P)", "low = load_i64(segment + LOW)"]
+        kinds = [
+            ("low == 0", float32, "flush(x{k})"),
+            ("low != 0", split, "flush(f32_of_halves(x{k}, y{k}))"),
+        ]
+    else:
+        loads, kinds = ["address = load_i64(segment + UPDATE)"], [("address != 0", float32, "flush(x{k})")]
+    branches: list[str] = []
+    for condition, reads, value in kinds:
+        branches += [f"if {condition}:", _indented(_summing_loops(reads, finish.format(value)), 4)]
+    if what == "gradients":
+        place, first, walks = "NORM_START, at", "load_i64(segment + NORM_START)", "segment != last and stop < end"
+    else:
+        place, first, walks = "FIRST_BLOCK, block", "load_i64(segment + FIRST_BLOCK) * NORM_BLOCK", "False"
+    return f"""
+def sum_{what}(table, numbers, n_segments, n_blocks, sums):
+    lane = int64(cuda.threadIdx.x) % LANES
+    block = (int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x) // LANES
+    last = table + ROW * (n_segments - 1)
+{_indented(start, 4)}
+    while block < n_blocks:
+        at = block * NORM_BLOCK
+        end = at + NORM_BLOCK
+        total = float64(0)
+        segment = find(table, n_segments, {place})
+        walks = True
+        while walks:
+            first = {first}
+            stop = min(first + load_i64(segment + N), end)
+            walks = {walks}
+            e = max(first, at)
+            e += (lane - e) % LANES - first
+            stop -= first
+{_indented([*loads, *branches], 12)}
+            segment += ROW
+        total = fold(total)
+        if lane == 0:
+            store_f64(sums + 8 * block, total)
+        block += int64(cuda.gridDim.x) * cuda.blockDim.x // LANES
 """
 
 

@@ -125,17 +125,24 @@ def trust_function(spec: Spec) -> tuple[Any, bool]:
     return getattr(module, f"{spec.rule_name}_trust"), is_kept
 
 
-STAGES = {"apply_update": (THREADS, 4), "decide": (32, 4), "exchange_averages": (THREADS, 4)} | {
+STAGES = {
+    "apply_update": (THREADS, 4),
+    "decide": (32, 4),
+    "exchange_averages": (THREADS, 4),
     "copy_parameters": (THREADS, 4),
-    "sum_squares": (WARP_THREADS, 6),
     "fill_words": (THREADS, 3),
+    **{f"sum_{what}": (WARP_THREADS, 5) for what in codegen.SUMS},
 }
 """Kernels that are the same for all rules: threads of a block, number of arguments."""
 
 
 def stage_function(name: str) -> tuple[Any, bool]:
     """The same for one of `STAGES`: its text goes the way of generated ones, so that the cache sees changes of it."""
-    module, is_kept = _module(name, "\n" + inspect.getsource(getattr(stages, name)))
+    if name.startswith("sum_"):
+        text = codegen.sum_source(name.removeprefix("sum_"))
+    else:
+        text = "\n" + inspect.getsource(getattr(stages, name))
+    module, is_kept = _module(name, text)
     return getattr(module, name), is_kept
 
 

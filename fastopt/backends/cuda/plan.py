@@ -28,7 +28,7 @@ import numpy as np
 
 from fastopt import _buffers, _codecs, _stages
 from fastopt.backends import reference
-from fastopt.backends.cuda import codegen, kernels, layout, memory, stages
+from fastopt.backends.cuda import codegen, kernels, layout, memory
 
 MAX_UNDECIDED = 7
 """Steps that may be undecided before one waits for the first of them."""
@@ -553,31 +553,31 @@ class Plan:
             sums, others = self._norms.sums, self._norms.other_sums
             if needs_norm:
                 if self._n_norm_blocks:
-                    self._sum(buffers, stages.ALL_GRADIENTS, self._n_norm_blocks, sums, stream)
+                    self._sum(buffers, "gradients", self._n_norm_blocks, sums, stream)
                 control = self._norms.control
                 kernels.stage("decide").launch(1, stream, numbers, control, self._n_norm_blocks, sums)
         if n == 0:
             return
         if trust:
-            self._sum(buffers, stages.PARAMETERS, self._n_trust_blocks, sums, stream)
+            self._sum(buffers, "parameters", self._n_trust_blocks, sums, stream)
         if trust == "gradient":
-            self._sum(buffers, stages.CLIPPED_GRADIENT, self._n_trust_blocks, others, stream)
+            self._sum(buffers, "clipped_gradients", self._n_trust_blocks, others, stream)
             self._ratios(buffers, sums, others, stream)
         for run in buffers.runs:
             kernel = kernels.compiled(run.kernel, self._optimizer.state_dtype)
             arguments = (table + layout.ROW * run.first, numbers, run.n, run.n_tiles)
             kernel.launch(min(run.n_tiles, kernels.MAX_BLOCKS), stream, *arguments)
         if trust == "update":
-            self._sum(buffers, stages.UPDATES, self._n_trust_blocks, others, stream)
+            self._sum(buffers, "updates", self._n_trust_blocks, others, stream)
             self._ratios(buffers, sums, others, stream)
             for run in buffers.runs:
                 arguments = (table + layout.ROW * run.first, numbers, run.n, run.n_tiles)
                 kernels.stage("apply_update").launch(min(run.n_tiles, kernels.MAX_BLOCKS), stream, *arguments)
 
-    def _sum(self, buffers: _Buffers, what: int, n_blocks: int, sums: int, stream: int) -> None:
+    def _sum(self, buffers: _Buffers, what: str, n_blocks: int, sums: int, stream: int) -> None:
         blocks = min(-(-n_blocks * 32 // kernels.WARP_THREADS), kernels.MAX_BLOCKS)
-        arguments = (buffers.table_at, buffers.numbers_at, buffers.n_segments, what, n_blocks, sums)
-        kernels.stage("sum_squares").launch(blocks, stream, *arguments)
+        arguments = (buffers.table_at, buffers.numbers_at, buffers.n_segments, n_blocks, sums)
+        kernels.stage(f"sum_{what}").launch(blocks, stream, *arguments)
 
     def _ratios(self, buffers: _Buffers, sums: int, others: int, stream: int) -> None:
         blocks = min(-(-buffers.n_segments * 32 // kernels.WARP_THREADS), kernels.MAX_BLOCKS)

@@ -32,7 +32,6 @@ from fastopt.backends.cuda.layout import (
     EMA,
     EMA_DECAY,
     EMA_WEIGHT,
-    FIRST_BLOCK,
     FLOAT32,
     GRAD_SCALE,
     GRADIENT,
@@ -42,8 +41,6 @@ from fastopt.backends.cuda.layout import (
     LOW,
     MAX_NORM,
     NORM,
-    NORM_BLOCK,
-    NORM_START,
     RATIO,
     ROW,
     ROW_BYTES,
@@ -247,23 +244,6 @@ def fill_words(address, n, word):
 # as a fixed tree; blocks likewise, block b in lane b % 32. So does the CPU: the norm has the same bits on both. A warp
 # is a block's.
 
-ALL_GRADIENTS, PARAMETERS, CLIPPED_GRADIENT, UPDATES = 0, 1, 2, 3
-"""What is summed: scaled gradients in one space; or each segment's own parameters, gradients or updates."""
-
-
-@device("float32(int64, int64, int64, int64)")
-def summed(segment, numbers, what, i):
-    """Element `i` of what is summed."""
-    whole = False
-    if what == PARAMETERS:
-        p, _, _, _ = load4_parameters(load_i64(segment + P), load_i64(segment + LOW), i, i + 1, whole)
-        return p
-    if what == UPDATES:
-        update, _, _, _ = load4(load_i64(segment + UPDATE), i, i + 1, whole)
-        return update
-    g, _, _, _ = load4_stored(load_i64(segment + GRADIENT), load_i64(segment + STORAGE), i, i + 1, whole)
-    return mul(load_f32(numbers + SCALE), g) if what == ALL_GRADIENTS else clip(numbers, g)
-
 
 @device("float64(float64, float32)")
 def plus_square(total, x):
@@ -286,50 +266,18 @@ def sum_of_blocks(sums, n_blocks, lane):
     """The sum over blocks; every lane of a warp must call."""
     total = as_float64(0)
     block = lane
+    while block + 3 * LANES < n_blocks:  # loads first: each takes hundreds of cycles
+        at = sums + 8 * block
+        a = load_f64(at)
+        b = load_f64(at + 8 * LANES)
+        c = load_f64(at + 16 * LANES)
+        d = load_f64(at + 24 * LANES)
+        total = add64(add64(add64(add64(total, a), b), c), d)
+        block += 4 * LANES
     while block < n_blocks:
         total = add64(total, load_f64(sums + 8 * block))
         block += LANES
     return fold(total)
-
-
-def sum_squares(table, numbers, n_segments, what, n_blocks, sums):
-    """Kernel: the sum of squares of every block."""
-    lane = int64(cuda.threadIdx.x) % LANES
-    block = (int64(cuda.blockIdx.x) * cuda.blockDim.x + cuda.threadIdx.x) // LANES
-    while block < n_blocks:
-        at = block * NORM_BLOCK
-        end = at + NORM_BLOCK
-        total = as_float64(0)
-        if what == ALL_GRADIENTS:
-            segment = find(table, n_segments, NORM_START, at)
-        else:
-            segment = find(table, n_segments, FIRST_BLOCK, block)
-        last = table + ROW * (n_segments - 1)
-        walks = True
-        while walks:
-            start = load_i64(segment + NORM_START)
-            if what != ALL_GRADIENTS:
-                start = load_i64(segment + FIRST_BLOCK) * NORM_BLOCK
-            stop = start + load_i64(segment + N)
-            e = max(start, at)
-            e += (lane - e) % LANES
-            stop = min(stop, end)
-            while e + 3 * LANES < stop:
-                a = summed(segment, numbers, what, e - start)
-                b = summed(segment, numbers, what, e + LANES - start)
-                c = summed(segment, numbers, what, e + 2 * LANES - start)
-                d = summed(segment, numbers, what, e + 3 * LANES - start)
-                total = plus_square(plus_square(plus_square(plus_square(total, a), b), c), d)
-                e += 4 * LANES
-            while e < stop:
-                total = plus_square(total, summed(segment, numbers, what, e - start))
-                e += LANES
-            walks = what == ALL_GRADIENTS and segment != last and stop < end
-            segment += ROW
-        total = fold(total)
-        if lane == 0:
-            store_f64(sums + 8 * block, total)
-        block += int64(cuda.gridDim.x) * cuda.blockDim.x // LANES
 
 
 @device("boolean(float64)")
