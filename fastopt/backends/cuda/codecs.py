@@ -5,7 +5,7 @@ The formats, and why they are as they are, are explained there. Four neighbours 
 
 from __future__ import annotations
 
-from fastopt.backends.cuda.layout import BFLOAT16, BLOCK, FLOAT16
+from fastopt.backends.cuda.layout import BFLOAT16, BLOCK, FLOAT16, FLOAT32
 from fastopt.backends.cuda.operations import (
     add,
     bits,
@@ -17,6 +17,7 @@ from fastopt.backends.cuda.operations import (
     load_u8,
     load_u16,
     load_u16x4,
+    load_u32x2,
     load_u32x4,
     mul,
     reverse,
@@ -159,18 +160,6 @@ def low_of_f32(x):
     return uint32(0 if x != x else bits(x) & 0xFFFF)
 
 
-@device("UniTuple(float32, 4)(int64, int64, int64, int64, boolean)")
-def load4_stored(address, storage, i, n, whole):
-    """As `load4`, of an array of float32, bfloat16 or float16."""
-    if storage == BFLOAT16:
-        a, b, c, d = load4_u16(address, i, n, whole)
-        return bfloat16_to_f32(a), bfloat16_to_f32(b), bfloat16_to_f32(c), bfloat16_to_f32(d)
-    if storage == FLOAT16:
-        a, b, c, d = load4_u16(address, i, n, whole)
-        return float16_to_f32(a), float16_to_f32(b), float16_to_f32(c), float16_to_f32(d)
-    return load4(address, i, n, whole)
-
-
 @device("void(int64, int32, int64, int64, boolean, float32, float32, float32, float32)")
 def store4_copy(address, storage, i, n, whole, a, b, c, d):
     """Round to bfloat16 or float16."""
@@ -236,10 +225,52 @@ def f32_to_bfloat16_dithered(x, random):
     return uint32(0x7FC0 if x != x else uint32(bits(x) + random) >> 16)
 
 
-@device("UniTuple(float32, 4)(int64, int64, int64, boolean)")
-def load4_bfloat16(address, i, n, whole):
+@device("UniTuple(uint32, 2)(int64, int64, int64, boolean)")
+def read4_halves(address, i, n, whole):
+    """Four elements of 2 bytes as two words, the first in the lower half of the first."""
+    if whole:
+        return load_u32x2(address + 2 * i)
     a, b, c, d = load4_u16(address, i, n, whole)
-    return bfloat16_to_f32(a), bfloat16_to_f32(b), bfloat16_to_f32(c), bfloat16_to_f32(d)
+    return uint32(a | (b << 16)), uint32(c | (d << 16))
+
+
+@device("UniTuple(float32, 4)(uint32, uint32)")
+def bfloat16_of_words(low, high):
+    """Four elements of bfloat16 as `read4_halves` has them."""
+    return (
+        bfloat16_to_f32(uint32(low & 0xFFFF)),
+        bfloat16_to_f32(uint32(low >> 16)),
+        bfloat16_to_f32(uint32(high & 0xFFFF)),
+        bfloat16_to_f32(uint32(high >> 16)),
+    )
+
+
+@device("UniTuple(uint32, 4)(int64, int64, int64, int64, boolean)")
+def read4_stored(address, storage, i, n, whole):
+    """The words of four elements of float32, bfloat16 or float16, in two words where these are 2 bytes long."""
+    if storage == FLOAT32:
+        if whole:
+            return load_u32x4(address + 4 * i)
+        a, b, c, d = read4(address, i, n, whole)
+        return bits(a), bits(b), bits(c), bits(d)
+    low, high = read4_halves(address, i, n, whole)
+    none = uint32(0)
+    return low, high, none, none
+
+
+@device("UniTuple(float32, 4)(int64, uint32, uint32, uint32, uint32)")
+def f32_of_stored(storage, a, b, c, d):
+    """What `read4_stored` read, in float32, subnormals as zero."""
+    if storage == FLOAT32:
+        return flush(from_bits(a)), flush(from_bits(b)), flush(from_bits(c)), flush(from_bits(d))
+    if storage == BFLOAT16:
+        return bfloat16_of_words(a, b)
+    return (
+        float16_to_f32(uint32(a & 0xFFFF)),
+        float16_to_f32(uint32(a >> 16)),
+        float16_to_f32(uint32(b & 0xFFFF)),
+        float16_to_f32(uint32(b >> 16)),
+    )
 
 
 @device("uint32(float32, uint64, uint64, int64, int64, int64)")
@@ -280,25 +311,24 @@ _LOWERED_EVERY = 16
 _LARGEST_SCALE = 254
 
 
+@device("int64(int64)")
+def shift_of_code(i):
+    return 8 * (i // 16 % 4)
+
+
 @device("UniTuple(uint32, 4)(int64, int64, int64)")
-def load4_codes(address, i, n):
-    """Codes of elements [i, i + 4), with i a multiple of 4."""
+def read4_codes(address, i, n):
+    """Words with the codes of elements [i, i + 4), with i a multiple of 4: at bit `shift_of_code(i)` of each."""
     start = i - i % BLOCK
     if start + BLOCK <= n:
-        a, b, c, d = load_u32x4(address + start + 16 * (i // 4 % 4))
-        shift = 8 * (i // 16 % 4)
-        return (
-            uint32((a >> shift) & 0xFF),
-            uint32((b >> shift) & 0xFF),
-            uint32((c >> shift) & 0xFF),
-            uint32((d >> shift) & 0xFF),
-        )
+        return load_u32x4(address + start + 16 * (i // 4 % 4))
     zero = uint32(0)
+    shift = shift_of_code(i)
     return (
-        load_u8(address + i) if i < n else zero,
-        load_u8(address + i + 1) if i + 1 < n else zero,
-        load_u8(address + i + 2) if i + 2 < n else zero,
-        load_u8(address + i + 3) if i + 3 < n else zero,
+        uint32(load_u8(address + i) << shift) if i < n else zero,
+        uint32(load_u8(address + i + 1) << shift) if i + 1 < n else zero,
+        uint32(load_u8(address + i + 2) << shift) if i + 2 < n else zero,
+        uint32(load_u8(address + i + 3) << shift) if i + 3 < n else zero,
     )
 
 

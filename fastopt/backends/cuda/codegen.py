@@ -107,25 +107,65 @@ def _state_codec(kernel: Kernel, state_dtype: str) -> str:
     return "bfloat16" if state_dtype == "8bit" and "weights" in kernel.kinds else state_dtype
 
 
-def _load_states(kernel: Kernel, codec: str) -> list[str]:
-    lines = []
+def _read(kernel: Kernel, codec: str) -> list[str]:
+    """Load everything as it is. Nothing is used before all loads are under way: a thread waits at the first use."""
+    addresses = ["p_at = load_i64(segment + P)", "low_at = load_i64(segment + LOW)"]
+    addresses += ["g_at = load_i64(segment + GRADIENT)", "storage = load_i64(segment + STORAGE)"]
+    plain = [f"{_four('p')} = load_f32x4(p_at + 4 * i)"]
+    general = [f"{_four('p')} = read4_parameters(p_at, low_at, i, n, whole)"]
+    always = []
     for k, state in enumerate(kernel.states):
-        lines.append(f"{state}_at = load_i64(segment + {layout.STATES + 8 * k})")
+        addresses.append(f"{state}_at = load_i64(segment + {layout.STATES + 8 * k})")
         if codec == "float32":
-            lines.append(f"{_four(state)} = load4({state}_at, i, n, whole)")
+            plain.append(f"{_four(state)} = load_f32x4({state}_at + 4 * i)")
+            general.append(f"{_four(state)} = read4({state}_at, i, n, whole)")
         elif codec == "bfloat16":
-            lines.append(f"{_four(state)} = load4_bfloat16({state}_at, i, n, whole)")
+            plain.append(f"{state}_low, {state}_high = load_u32x2({state}_at + 2 * i)")
+            general.append(f"{state}_low, {state}_high = read4_halves({state}_at, i, n, whole)")
+        else:
+            smallest = 19 if kernel.kinds[k] == "signed" else 35
+            addresses.append(f"{state}_scales = load_i64(segment + {layout.SCALES + 8 * k})")
+            scale = f"{state}_scale = load_u16({state}_scales + 2 * (i // BLOCK))"
+            plain.append(f"{_four(state + '_word')} = load_u32x4({state}_at + i - i % BLOCK + 16 * (i // 4 % 4))")
+            plain.append(scale)
+            general.append(f"{_four(state + '_word')} = read4_codes({state}_at, i, n)")
+            general.append(f"{state}_scale = uint32({smallest})")
+            general.append(f"if i < n:\n    {scale}")
+    general.append(f"{_four('word')} = read4_stored(g_at, storage, i, n, whole)")
+    if not kernel.gives_update:
+        addresses.append("ema_at = load_i64(segment + EMA)")
+        always.append(f"{_four('ema')} = read4_if_there(ema_at, i, n, whole)")
+    return [
+        *addresses,
+        f"is_plain = whole and low_at == 0{' and i - i % BLOCK + BLOCK <= n' if codec == '8bit' else ''}",
+        "if is_plain and storage == FLOAT32:",  # in one block: registers are moved where branches meet
+        _indented([*plain, f"{_four('word')} = load_u32x4(g_at + 4 * i)"], 4),
+        "elif is_plain:",
+        _indented([*plain, "word_0, word_1 = load_u32x2(g_at + 2 * i)", "word_2 = word_3 = uint32(0)"], 4),
+        "else:",
+        _indented(general, 4),
+        *always,
+    ]
+
+
+def _decode(kernel: Kernel, codec: str) -> list[str]:
+    """What was read in float32, subnormals as zero."""
+
+    def flushed(name: str) -> list[str]:
+        return [f"{name}_{j} = flush({name}_{j})" for j in LANES]
+
+    lines = [*flushed("p"), f"{_four('g')} = f32_of_stored(storage, {_four('word')})"]
+    lines.append(f"{_four('g')} = clip4(numbers, {_four('g')})")
+    for k, state in enumerate(kernel.states):
+        if codec == "float32":
+            lines += flushed(state)
+        elif codec == "bfloat16":
+            lines.append(f"{_four(state)} = bfloat16_of_words({state}_low, {state}_high)")
         else:
             signed = kernel.kinds[k] == "signed"
-            lines += [
-                f"{state}_scales = load_i64(segment + {layout.SCALES + 8 * k})",
-                f"{state}_scale = uint32({35 if not signed else 19})",
-                f"if i < n:\n    {state}_scale = load_u16({state}_scales + 2 * (i // {layout.BLOCK}))",
-                f"{_four(state + '_code')} = load4_codes({state}_at, i, n)",
-            ]
             for j in LANES:
-                lines.append(f"{state}_{j} = decode_code({state}_code_{j}, {state}_scale, {signed})")
-                lines.append(f"{state}_{j} = flush({state}_{j})")
+                code = f"uint32(({state}_word_{j} >> shift_of_code(i)) & 0xFF)"
+                lines.append(f"{state}_{j} = flush(decode_code({code}, {state}_scale, {signed}))")
     return lines
 
 
@@ -154,17 +194,14 @@ def _store_states(kernel: Kernel, codec: str) -> list[str]:
 def kernel_source(kernel: Kernel, state_dtype: str) -> str:
     """The function that steps `kernel` with states of `state_dtype`; its name is the kernel's."""
     codec = _state_codec(kernel, state_dtype)
-    step = ["scalars = scalars_of(segment, numbers)", *_scalars(kernel)]
-    step += ["p_at = load_i64(segment + P)", "low_at = load_i64(segment + LOW)"]
-    step += [f"{_four('p')} = load4_parameters(p_at, low_at, i, n, whole)"]
-    step += [f"{_four('g')} = load4_gradient(segment, numbers, i, n, whole)"]
-    step += [*_load_states(kernel, codec), *_rule(kernel), *_store_states(kernel, codec)]
+    step = [*_read(kernel, codec), "scalars = scalars_of(segment, numbers)", *_scalars(kernel)]
+    step += [*_decode(kernel, codec), *_rule(kernel), *_store_states(kernel, codec)]
     after = []
     if kernel.gives_update:
         step.append(f"store4(load_i64(segment + UPDATE), i, n, whole, {_four('update')})")
     else:
         step.append(f"store4_parameters(p_at, low_at, i, n, whole, {_four('p')})")
-        step.append(f"keep4(segment, numbers, i, n, whole, {_four('p')})")
+        step.append(f"keep4(segment, numbers, ema_at, i, n, whole, {_four('p')}, {_four('ema')})")
         after = ["if i < n:", "    zero4(segment, numbers, i, n, whole)"]
     # In 8 bits the threads of a warp exchange codes, those behind the end of a segment, too.
     everyone = codec == "8bit"

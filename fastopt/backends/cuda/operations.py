@@ -114,6 +114,7 @@ else:
     load_i64 = _load(i64, ir.IntType(64), 1, 8, "load_i64")
     load_i32 = _load(i32, _I32, 1, 4, "load_i32")
     load_u32x4 = _load(u32, _I32, 4, 16, "load_u32x4")
+    load_u32x2 = _load(u32, _I32, 2, 8, "load_u32x2")
     load_u16 = _load(u32, _I16, 1, 2, "load_u16", widen=True)
     load_u16x4 = _load(u32, _I16, 4, 8, "load_u16x4", widen=True)
     load_u8 = _load(u32, _I8, 1, 1, "load_u8", widen=True)

@@ -14,8 +14,19 @@ import numpy as np
 
 __all__ = [
     *("add", "add64", "bits", "device", "div", "div64", "float64", "from_bits", "int32", "int64", "load_f32"),
-    *("load_f32x4", "load_f64", "load_i32", "load_i64", "load_u16", "load_u16x4", "load_u32x4", "load_u8", "mul"),
-    *("mul64", "narrowed", "reverse", "shuffle_f64", "shuffle_u32", "sqrt", "sqrt64", "store_f32"),
+    *(
+        "load_f32x4",
+        "load_f64",
+        "load_i32",
+        "load_i64",
+        "load_u16",
+        "load_u16x4",
+        "load_u32x2",
+        "load_u32x4",
+        "load_u8",
+        "mul",
+    ),
+    *("mul", "mul64", "narrowed", "reverse", "shuffle_f64", "shuffle_u32", "sqrt", "sqrt64", "store_f32"),
     *("store_f32x4", "store_f64", "store_i32", "store_u16", "store_u16x4", "store_u32x4", "store_u8", "uint32"),
     *("uint64", "widened"),
 ]
@@ -130,7 +141,7 @@ def _float32(word: int) -> np.float32:
 load_f32, load_f32x4 = (_loader(ctypes.c_uint32, n, _float32) for n in (1, 4))
 load_f64 = _loader(ctypes.c_double, 1, np.float64)
 load_i64, load_i32 = _loader(ctypes.c_int64, 1, int), _loader(ctypes.c_int32, 1, int)
-load_u32x4 = _loader(ctypes.c_uint32, 4, int)
+load_u32x2, load_u32x4 = (_loader(ctypes.c_uint32, n, int) for n in (2, 4))
 load_u16, load_u16x4 = (_loader(ctypes.c_uint16, n, int) for n in (1, 4))
 load_u8 = _loader(ctypes.c_uint8, 1, int)
 store_f32, store_f32x4 = (_storer(ctypes.c_uint32, n, bits) for n in (1, 4))

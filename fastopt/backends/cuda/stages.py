@@ -9,9 +9,6 @@ from numba import cuda
 
 from fastopt.backends.cuda import layout
 from fastopt.backends.cuda.codecs import (
-    load4,
-    load4_parameters,
-    load4_stored,
     read4,
     read4_parameters,
     store4,
@@ -58,6 +55,7 @@ from fastopt.backends.cuda.operations import (
     add64,
     device,
     div64,
+    flush,
     from_bits,
     int32,
     int64,
@@ -116,11 +114,9 @@ def clip(numbers, g):
     return minimum(maximum(scaled, neg(bound)), bound)
 
 
-@device("UniTuple(float32, 4)(int64, int64, int64, int64, boolean)")
-def load4_gradient(segment, numbers, i, n, whole):
-    """Gradients as the rule takes them: in float32 and, if asked, clamped."""
-    address = load_i64(segment + GRADIENT)
-    a, b, c, d = load4_stored(address, load_i64(segment + STORAGE), i, n, whole)
+@device("UniTuple(float32, 4)(int64, float32, float32, float32, float32)")
+def clip4(numbers, a, b, c, d):
+    """Gradients as the rule takes them: clamped, if asked."""
     if load_i32(numbers + CLIPS) != 0:
         return clip(numbers, a), clip(numbers, b), clip(numbers, c), clip(numbers, d)
     return a, b, c, d
@@ -159,12 +155,23 @@ def averaged(numbers, ema, p):
     return add(mul(load_f32(numbers + EMA_DECAY), ema), mul(load_f32(numbers + EMA_WEIGHT), p))
 
 
-@device("void(int64, int64, int64, int64, boolean, float32, float32, float32, float32)")
-def keep4(segment, numbers, i, n, whole, a, b, c, d):
-    """Average and copy of new parameters, where they are kept."""
-    ema = load_i64(segment + EMA)
+@device("UniTuple(float32, 4)(int64, int64, int64, boolean)")
+def read4_if_there(address, i, n, whole):
+    """As `read4`; zeros where there is no array."""
+    if address != 0:
+        return read4(address, i, n, whole)
+    zero = from_bits(uint32(0))
+    return zero, zero, zero, zero
+
+
+@device(
+    "void(int64, int64, int64, int64, int64, boolean, float32, float32, float32, float32, "
+    "float32, float32, float32, float32)"
+)
+def keep4(segment, numbers, ema, i, n, whole, a, b, c, d, e, f, g, h):
+    """Average and copy of new parameters, where they are kept; `e` to `h` is the average as it was."""
     if ema != 0:
-        e, f, g, h = load4(ema, i, n, whole)
+        e, f, g, h = flush(e), flush(f), flush(g), flush(h)
         e, f, g, h = averaged(numbers, e, a), averaged(numbers, f, b), averaged(numbers, g, c), averaged(numbers, h, d)
         store4(ema, i, n, whole, e, f, g, h)
     copy = load_i64(segment + COPY)
@@ -184,12 +191,17 @@ def apply_update(table, numbers, n_segments, n_tiles):
             if load_i32(numbers + APPLIED) != 0:
                 p = load_i64(segment + P)
                 low = load_i64(segment + LOW)
-                a, b, c, d = load4_parameters(p, low, i, n, whole)
-                e, f, g, h = load4(load_i64(segment + UPDATE), i, n, whole)
+                ema = load_i64(segment + EMA)
+                update = load_i64(segment + UPDATE)
+                a, b, c, d = read4_parameters(p, low, i, n, whole)  # all loads before the first use
+                e, f, g, h = read4(update, i, n, whole)
+                q, r, s, t = read4_if_there(ema, i, n, whole)
                 size = load_f32(segment + RATIO)
+                a, b, c, d = flush(a), flush(b), flush(c), flush(d)
+                e, f, g, h = flush(e), flush(f), flush(g), flush(h)
                 a, b, c, d = sub(a, mul(size, e)), sub(b, mul(size, f)), sub(c, mul(size, g)), sub(d, mul(size, h))
                 store4_parameters(p, low, i, n, whole, a, b, c, d)
-                keep4(segment, numbers, i, n, whole, a, b, c, d)
+                keep4(segment, numbers, ema, i, n, whole, a, b, c, d, q, r, s, t)
             zero4(segment, numbers, i, n, whole)
         tile += cuda.gridDim.x
 
