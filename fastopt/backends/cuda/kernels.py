@@ -152,26 +152,26 @@ def options(threads: int) -> dict[str, Any]:
 
 
 class Compiled:
-    """A kernel that is compiled when first launched, and keeps its launches configured."""
+    """A kernel that is compiled and loaded when first launched; later launches go straight to the driver."""
 
     def __init__(self, function: Any, is_kept: bool, threads: int) -> None:
         self.threads = threads
         self._compiled = cuda.jit(cache=is_kept, **options(threads))(function)
-        self._configured: dict[tuple[int, int], Any] = {}
+        self._loaded: dict[int, memory.Kernel] = {}
 
     def launch(self, n_blocks: int, stream: int, *arguments: int) -> None:
+        device = memory.current_device()
+        loaded = self._loaded.get(device)
+        if loaded is not None:
+            loaded.launch(n_blocks, self.threads, stream, arguments)
+            return
         if SIMULATED:
             self._compiled[n_blocks, self.threads](*arguments)
             return
-        key = (n_blocks, stream)
-        configured = self._configured.get(key)
-        if configured is None:
-            if len(self._configured) > 1000:
-                self._configured.clear()
-            with memory.quiet():
-                configured = self._compiled[n_blocks, self.threads, memory.numba_stream(stream)]
-            self._configured[key] = configured
-        configured(*arguments)
+        with memory.quiet():
+            self._compiled[n_blocks, self.threads, memory.numba_stream(stream)](*arguments)
+        (overload,) = self._compiled.overloads.values()
+        self._loaded[device] = memory.Kernel(overload, len(arguments))
 
 
 @functools.cache

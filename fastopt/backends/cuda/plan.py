@@ -139,6 +139,7 @@ class _Norms:
         slots = 4 * (MAX_UNDECIDED + 1)
         self._headers = np.split(memory.pinned(layout.HEADER * slots), slots)
         self._decisions: list[Decision | None] = [None] * slots
+        self._events: list[memory.Event | None] = [None] * slots
         self._at = 0
 
     def read_back(self, buffers: _Buffers, may_skip: bool, stream: int) -> Decision:
@@ -148,7 +149,7 @@ class _Norms:
         if before is not None:
             before.result()  # its header's place is used again
         memory.copy_out(self._headers[k], buffers.numbers_at, stream)
-        event = memory.Event()
+        event = self._events[k] = self._events[k] or memory.Event()
         event.record(stream)
         decision = self._decisions[k] = Decision(event, self._headers[k], may_skip)
         return decision
