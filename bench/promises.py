@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.ours import FLOAT32
-from bench.results import Cell, Results
+from bench.results import LARGE_ON_GPU, Cell, Results
 from bench.samples import short
 
 TORCH_FUSED = "torch-fused"
@@ -58,12 +58,12 @@ def verdicts(results: Results) -> list[Verdict]:
 
 
 GPU_SHARE = 0.92
-"""Of the device's copy bandwidth, at 1e8 parameters, for every rule."""
+"""Of the device's copy bandwidth, from 1e8 parameters on, for every rule."""
 GPU_FUSED = {"Adam", "AdamW", "SGD, momentum 0.9"}
 GPU_FASTER_THAN_FUSED = 1.0
 """Times faster than torch's fused step, at every size."""
 GPU_FASTER_THAN_UNFUSED = 3.0
-"""Than torch's fastest, at 1e8, for optimizers that it does not fuse."""
+"""Than torch's fastest, from 1e8 on, for optimizers that it does not fuse."""
 GPU_TORCH = ("torch-fused", "torch-foreach", "torch-compile")
 
 
@@ -73,12 +73,12 @@ def _on_gpu(cell: Cell) -> Iterator[Verdict]:
     what = f"{title}, {label}"
     if info["section"] != "curves":
         return
-    if label == "1e8" and share is not None:
+    if info["parameters"] >= LARGE_ON_GPU and share is not None:
         yield Verdict(what, share.median, GPU_SHARE, "of the copy's bandwidth", True)
     if title in GPU_FUSED and TORCH_FUSED in cell.entries:
         yield Verdict(what, cell.times_faster(TORCH_FUSED).median, GPU_FASTER_THAN_FUSED, "x torch fused", True)
     others = [name for name in GPU_TORCH if name in cell.entries]
-    if label == "1e8" and others and TORCH_FUSED not in others:
+    if info["parameters"] >= LARGE_ON_GPU and others and TORCH_FUSED not in others:
         value = min(cell.times_faster(name).median for name in others)
         yield Verdict(what, value, GPU_FASTER_THAN_UNFUSED, "x torch's fastest", True)
     ulps = [cell.entries[name].info["ulp"] for name in others]

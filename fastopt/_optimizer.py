@@ -237,6 +237,8 @@ class Optimizer:
         self._structure: Literal["single", "sequence", "mapping"]
         self._awaited: dict[str, Loaded] = {}
         self._plan: Any = None
+        self._kept_for_graphs: list[Any] = []
+        """Buffers of dropped plans whose addresses are in captured graphs."""
         self._members: list[list[_Tensor]] = []
         self._ema_is_in = False
         self._by_update = params is None
@@ -445,7 +447,7 @@ class Optimizer:
 
         The captured step counts nothing, is not run by the capture, and its StepInfo says nothing: see
         `prepare_replay`. Capture one step for each `prepare_capture`; a graph with an earlier one is not to be
-        replayed any more.
+        replayed any more, nor is any after `load_state_dict`, `add_param_group` or `update` with new arrays.
 
         Raises
         ------
@@ -455,9 +457,10 @@ class Optimizer:
         self._on_gpu("prepare_capture()").prepare_capture()
 
     def prepare_replay(self, stream: Any = None) -> StepInfo | None:
-        """Count a step, and queue its numbers for the replay of a captured `step` that follows on the same stream.
+        """Count a step, and queue its numbers for the replay of a captured `step`: call it right before each.
 
-        So each replay has its own step count, and the learning rate and other hyperparameters as they are now.
+        The replay must follow on the same stream. So each has its own step count, and the learning rate and other
+        hyperparameters as they are now.
 
         Returns
         -------
@@ -467,7 +470,8 @@ class Optimizer:
         Raises
         ------
         RuntimeError
-            If no step was captured, or if hyperparameters or step counts changed so that it no longer fits.
+            If no step was captured, or if hyperparameters or step counts changed so that it no longer fits. With
+            `skip_nonfinite`, `state` and the like raise it between this call and the replay.
         """
         info: StepInfo | None = self._on_gpu("prepare_replay()").prepare_replay(stream)
         return info
@@ -542,13 +546,15 @@ class Optimizer:
         self._check_free("swap_ema()")
         for tensor in self._tensors:
             self._check_parameter(tensor.array, tensor.label, tensor.shape)
+        self._settle()
         self._exchange_ema()
         self._ema_is_in = True
-        self._drop_plan()
+        plan, self._plan = self._plan, None  # a step would have to make one, which is refused
         try:
             yield
         finally:
             self._ema_is_in = False
+            self._plan = plan  # a captured graph goes on with it
             self._exchange_ema()
 
     def refresh_params_copy(self) -> None:
@@ -1058,6 +1064,8 @@ class Optimizer:
     def _drop_plan(self) -> None:
         """Let the next step make a new plan."""
         self._settle()
+        if self._plan is not None and self.backend == "cuda":
+            self._kept_for_graphs += self._plan.captured()
         self._plan = None
 
     def _refuse_regrouping(self) -> NoReturn:

@@ -435,7 +435,8 @@ def test_promises_on_a_gpu_are_others():
     def verdicts(title, label, **times):
         workload = f"curves/{title}/{label}"
         benchmarks = [
-            canned.entry(workload, name.replace("_", "-"), [t] * 3, backend="cuda") for name, t in times.items()
+            canned.entry(workload, name.replace("_", "-"), [t] * 3, backend="cuda", parameters=int(float(label)))
+            for name, t in times.items()
         ]
         entries = {
             one["extra_info"]["contestant"]: bench_results.Entry(
@@ -580,6 +581,7 @@ def run(*arguments, **environment):
         (["--threads", "9999"], "argument --threads: must be at most 4096, got 9999"),
         (["--quick", "--full"], "not allowed with argument"),
         (["--backend", "tpu"], "argument --backend: invalid choice: 'tpu'"),
+        (["--backend", "cuda", "--threads", "2"], "argument --threads: is of the backend cpu alone"),
         (["compare", "one"], "the following arguments are required: AFTER"),
     ],
 )

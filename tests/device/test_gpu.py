@@ -293,6 +293,101 @@ def test_a_captured_graph_takes_the_learning_rate_of_its_replay(name, options):
         gpu.step(grads, stream=stream, **options)
 
 
+class Captured:
+    """A captured step with `skip_nonfinite`, and the same optimizer on the CPU."""
+
+    def __init__(self):
+        self.stream = cuda.stream()
+        self.p, self.g = np.ones(100, np.float32), np.full(100, 0.5, np.float32)
+        self.mine, self.gradient = on_device(self.p), on_device(self.g)
+        self.gpu, self.cpu = fastopt.Adam([self.mine], ema_decay=0.5), fastopt.Adam([self.p], ema_decay=0.5)
+        self.eager()
+        self.gpu.prepare_capture()
+        with Graph(self.stream) as self.graph:
+            self.gpu.step([self.gradient], stream=self.stream, skip_nonfinite=True)
+
+    def eager(self):
+        self.cpu.step([self.g], skip_nonfinite=True)
+        self.gpu.step([self.gradient], stream=self.stream, skip_nonfinite=True)
+
+    def replayed(self):
+        self.cpu.step([self.g], skip_nonfinite=True)
+        info = self.gpu.prepare_replay(self.stream)
+        self.graph.replay()
+        return info
+
+    def check(self):
+        self.stream.synchronize()
+        same(self.mine, self.p, "p")
+        assert int(self.gpu.state[0]["step"]) == int(self.cpu.state[0]["step"])
+
+
+def test_a_prepared_step_that_is_not_replayed_does_not_count():
+    both = Captured()
+    both.replayed()
+    both.gpu.prepare_replay(both.stream)
+    both.gpu.prepare_replay(both.stream)
+    both.replayed()
+    both.replayed()
+    both.check()
+
+
+def test_what_becomes_of_a_replay_is_known_after_it():
+    both = Captured()
+    both.cpu.step([both.g], skip_nonfinite=True)
+    info = both.gpu.prepare_replay(both.stream)
+    for look in (lambda: info.applied, lambda: both.gpu.state, both.gpu.state_dict):
+        with pytest.raises(RuntimeError, match="prepared but not queued yet"):
+            look()
+    both.graph.replay()
+    assert info.applied
+    both.replayed()
+    both.check()
+
+
+def test_a_replay_that_was_not_prepared_changes_nothing():
+    both = Captured()
+    both.replayed()
+    both.graph.replay()
+    both.graph.replay()
+    both.check()
+    both.replayed()
+    both.eager()
+    both.check()
+
+
+def test_an_eager_step_before_the_replay_takes_its_place():
+    both = Captured()
+    info = both.gpu.prepare_replay(both.stream)
+    both.eager()
+    both.graph.replay()
+    both.eager()
+    assert not info.applied
+    both.check()
+
+
+def test_a_graph_outlives_an_evaluation_with_the_averages():
+    both = Captured()
+    both.replayed()
+    with both.gpu.swap_ema(), both.cpu.swap_ema():
+        with pytest.raises(RuntimeError, match="swap_ema"):
+            both.gpu.prepare_replay(both.stream)
+        same(both.mine, both.p, "averages")
+    both.replayed()
+    both.check()
+
+
+def test_kernels_that_were_not_loaded_are_not_captured():
+    arrays_on_gpu = [on_device(np.ones(3, np.float32)) for _ in range(2)]
+    opt = fastopt.Adam([{"params": arrays_on_gpu[:1]}, {"params": arrays_on_gpu[1:], "weight_decay": 0.5}])
+    g, stream = on_device(np.ones(3, np.float32)), cuda.stream()
+    opt.step([g, None], stream=stream)
+    opt.prepare_capture()
+    for grads, options in (([g, g], {}), ([g, None], {"max_norm": 1.0})):
+        with pytest.raises(RuntimeError, match="run a step like the one to be captured first"), Graph(stream):
+            opt.step(grads, stream=stream, **options)
+
+
 def test_a_graph_of_torch_with_the_whole_training_step():
     torch = torch_on_gpu()
     torch.manual_seed(0)

@@ -76,8 +76,12 @@ MAX_NORM = 64
 """float64."""
 NORM = 72
 """float64: the norm, written on the device."""
+ROWS = 80
+"""int32: how many rows of host scalars there are."""
+RESULT = 84
+"""int32: what `APPLIED` was when the step was first run: a replay that nobody prepared does not change it."""
 HEADER = 128
-header = struct.Struct("<4i5f4iI3d48x")
+header = struct.Struct("<4i5f4iI3d2i40x")
 """All of it, in this order."""
 
 # --- Host scalars of one kind of tensor: float32 words, and what its rounding draws from

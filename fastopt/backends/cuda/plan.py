@@ -32,6 +32,8 @@ from fastopt.backends.cuda import codegen, kernels, layout, memory
 
 MAX_UNDECIDED = 7
 """Steps that may be undecided before one waits for the first of them."""
+NOT_RUN = -1.0
+"""In the place of the norm until the device writes it there."""
 _WORDS = layout.ROW // 8
 _PLAIN = (1.0, None, None, False, False)
 _STORAGES = {"float32": layout.FLOAT32, "bfloat16": layout.BFLOAT16, "float16": layout.FLOAT16}
@@ -64,7 +66,7 @@ class Decision:
         return self._known
 
     def _read(self) -> None:
-        applied = bool(self._header.view(np.int32)[layout.APPLIED // 4])
+        applied = bool(self._header.view(np.int32)[layout.RESULT // 4])
         self._known = (applied or not self._may_skip, float(self._header.view(np.float64)[layout.NORM // 8]))
 
 
@@ -212,7 +214,7 @@ class Plan:
         self._replayed: _Replayed | None = None
         self._decided = 0
         self._undecided: list[_Undecided] = []
-        self._ran: set[tuple[Any, ...]] = set()
+        self._loaded: set[str] = set()
 
     def _layout(self, optimizer: Any) -> None:
         """Fill what does not change in the rows, and list everything that a step writes."""
@@ -324,6 +326,7 @@ class Plan:
                 and type(gradient) is torch.Tensor
                 and gradient.dtype is torch.float32
                 and gradient.is_cuda
+                and gradient.layout is torch.strided
                 and gradient.shape == self._shapes[i]
                 and gradient.is_contiguous()
             ):
@@ -529,7 +532,7 @@ class Plan:
     def _numbers(self, rows: list[list[bytes]], options: tuple) -> bytes:
         """The numbers of a step."""
         row_bytes = len(rows[0]) * layout.SCALAR_BYTES if rows else 0
-        head = header(self._optimizer, options, row_bytes, self._decided)
+        head = header(self._optimizer, options, row_bytes, self._decided, len(rows))
         return b"".join([head, *itertools.chain.from_iterable(rows)])
 
     def _send_table(self, buffers: _Buffers, stream: int, is_captured: bool = False) -> None:
@@ -575,6 +578,13 @@ class Plan:
                 arguments = (table + layout.ROW * run.first, numbers, run.n, run.n_tiles)
                 kernels.stage("apply_update").launch(min(run.n_tiles, kernels.MAX_BLOCKS), stream, *arguments)
 
+    def _needed(self, buffers: _Buffers, needs_norm: bool) -> set[str]:
+        """Names for the kernels that a step launches."""
+        names = {run.kernel for run in buffers.runs}
+        if needs_norm:
+            names |= {"decide"} | ({"sum"} if self._n_norm_blocks else set())
+        return names
+
     def _sum(self, buffers: _Buffers, what: str, n_blocks: int, sums: int, stream: int) -> None:
         blocks = min(-(-n_blocks * 32 // kernels.WARP_THREADS), kernels.MAX_BLOCKS)
         arguments = (buffers.table_at, buffers.numbers_at, buffers.n_segments, n_blocks, sums)
@@ -619,7 +629,7 @@ class Plan:
         self._send_table(self._eager, stream)
         self._eager.numbers_host.send(self._numbers(rows, options), self._eager.numbers_at, stream)
         self._launch(self._eager, needs_norm, stream)
-        self._ran.add((tuple(self._kernels), needs_norm))
+        self._loaded |= self._needed(self._eager, needs_norm)
         return self._count(active, options, self._eager, stream)
 
     def _count(self, active: tuple[int, ...], options: tuple, buffers: _Buffers, stream: int) -> DeviceStepInfo | None:
@@ -659,8 +669,9 @@ class Plan:
     def _settle(self, wait: bool) -> None:
         """Count the undecided steps of which the host can know by now, or of all."""
         while self._undecided and (wait or self._undecided[0].decision.is_known()):
-            step = self._undecided.pop(0)
+            step = self._undecided[0]
             applied, _ = step.decision.result()
+            del self._undecided[0]
             if applied:
                 self._decided += 1
                 self._advance(step.active, step.values)
@@ -696,8 +707,6 @@ class Plan:
         needs_norm = options[1] is not None or options[3]
         if self._captured_buffers is None or self._captured is not None:
             raise RuntimeError(f"{name}: call prepare_capture() before each capture of a step")
-        if (tuple(self._kernels), needs_norm) not in self._ran:
-            raise RuntimeError(f"{name}: run a step like the one to be captured first: kernels are loaded then")
         made = self._rows_of_scalars(active, 1)
         assert made is not None
         blocks, _ = made
@@ -705,15 +714,23 @@ class Plan:
             raise RuntimeError(f"{name}: a captured step needs the same step count for all tensors of a param group")
         buffers = self._captured_buffers
         self._arrange(active, blocks)
+        buffers.n_segments, buffers.runs = len(self._table[0]), self._table[1]
+        if not self._needed(buffers, needs_norm) <= self._loaded:
+            raise RuntimeError(f"{name}: run a step like the one to be captured first: kernels are loaded then")
         self._send_table(buffers, stream, is_captured=True)
         self._launch(buffers, needs_norm, stream)
         self._captured = _Captured(active, tuple(self._kernels), options, tuple(blocks))
         self._arrangement = ()
 
+    def captured(self) -> list[Any]:
+        """Buffers whose addresses may be in a graph."""
+        kept = [self._captured_buffers, self._norms, self._table] if self._captured_buffers is not None else []
+        return [*self._retired, *kept]
+
     def prepare_capture(self) -> None:
         """Make what a captured step needs: nothing can be allocated while a graph is captured."""
         self._check_device()
-        if not self._ran:
+        if not self._loaded:
             raise RuntimeError(f"{type(self._optimizer).__name__}: run a step like the one to be captured first")
         self.settle()
         if self._captured_buffers is not None:
@@ -734,7 +751,7 @@ class Plan:
             raise RuntimeError(f"{name}: the hyperparameters now need another kernel than the captured one")
         handle = memory.stream_of(self._arrays, stream)
         if self._replayed is not None:
-            self._replayed.queue()  # its header is about to be written over
+            self._replayed.end(handle)
         blocks, rows = self._scalar_rows(active, options)
         if tuple(blocks) != captured_blocks:
             raise RuntimeError(f"{name}: step counts in a param group differ now; in the captured step they did not")
@@ -755,22 +772,32 @@ class _Replayed(Decision):
 
     def __init__(self, norms: _Norms, buffers: _Buffers, stream: int, may_skip: bool) -> None:
         self._queued: Decision | None = None
-        self._read_back = lambda: norms.read_back(buffers, may_skip, stream)
+        self._read_back = lambda on: norms.read_back(buffers, may_skip, on)
+        self._stream = stream
+        self._is_over = False
 
-    def queue(self) -> Decision:
-        """Queue the reading, once."""
-        if self._queued is None:
-            self._queued = self._read_back()
-        return self._queued
+    def end(self, stream: int) -> None:
+        """Queue the reading before the numbers are written over; not replayed by then, it never was."""
+        self._queued = self._queued or self._read_back(stream)
+        self._is_over = True
 
     def is_known(self) -> bool:
-        return self._queued is not None and self._queued.is_known()
+        if self._queued is None or not self._queued.is_known():
+            return False
+        return self._is_over or self._queued.result()[1] != NOT_RUN
 
     def result(self) -> tuple[bool, float]:
-        return self.queue().result()
+        self._queued = self._queued or self._read_back(self._stream)
+        applied, norm = self._queued.result()
+        if norm != NOT_RUN:
+            return applied, norm
+        if self._is_over:
+            return False, math.nan
+        self._queued = None
+        raise RuntimeError("a replay was prepared but not queued yet: what becomes of it is known after that")
 
 
-def header(optimizer: Any, options: tuple = _PLAIN, row_bytes: int = 0, decided: int = 0) -> bytes:
+def header(optimizer: Any, options: tuple = _PLAIN, row_bytes: int = 0, decided: int = 0, n_rows: int = 1) -> bytes:
     """The header of the numbers, as `layout` has it."""
     grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads = options
     decay = 0.0 if optimizer.ema_decay is None else optimizer.ema_decay
@@ -791,7 +818,9 @@ def header(optimizer: Any, options: tuple = _PLAIN, row_bytes: int = 0, decided:
         decided & 0xFFFFFFFF,
         grad_scale,
         0.0 if max_norm is None else max_norm,
-        0.0,
+        NOT_RUN,
+        n_rows,
+        0,
     )
 
 

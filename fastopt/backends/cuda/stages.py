@@ -304,8 +304,8 @@ def decide(numbers, control, n_blocks, sums):
     total = sum_of_blocks(sums, n_blocks, lane)
     if lane == 0:
         norm = sqrt64(total)
-        store_f64(numbers + NORM, norm)
-        applied = not (load_i32(numbers + SKIPS) != 0 and not is_finite(norm))
+        is_first = load_f64(numbers + NORM) == -1.0  # else a replay that nobody prepared
+        applied = not (load_i32(numbers + SKIPS) != 0 and not (is_first and is_finite(norm)))
         scale = load_f64(numbers + GRAD_SCALE)
         coefficient = as_float64(1)
         if load_i32(numbers + LIMITS) != 0:
@@ -317,11 +317,17 @@ def decide(numbers, control, n_blocks, sums):
                 scale = mul64(scale, 5.421010862427522e-20)
         store_f32(numbers + SCALE, narrowed(scale))
         store_f32(numbers + COEFFICIENT, narrowed(coefficient))
-        store_i32(numbers + APPLIED, 1 if applied else 0)
         if load_i32(numbers + SKIPS) != 0:
             count = load_i32(control + COUNT)
-            store_i32(numbers + CHOICE, count - load_i32(numbers + DECIDED))
+            choice = count - load_i32(numbers + DECIDED)
+            if choice < 0 or choice >= load_i32(numbers + layout.ROWS):  # other steps came between
+                applied = False
+            store_i32(numbers + CHOICE, choice if applied else 0)
             store_i32(control + COUNT, count + 1 if applied else count)
+        store_i32(numbers + APPLIED, 1 if applied else 0)
+        if is_first:
+            store_f64(numbers + NORM, norm)
+            store_i32(numbers + layout.RESULT, 1 if applied else 0)
 
 
 @device("float32(float64)")
