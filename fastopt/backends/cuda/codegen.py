@@ -1,7 +1,8 @@
 """Rule text -> kernel text for Numba CUDA: what `fastopt._codegen` does for Cython, at run time.
 
 A kernel walks over tiles of segments (see `fastopt.backends.cuda.layout`); a thread takes four neighbours at a time, so
-the rule's text stands there four times. Whatever surrounds the rule is in `fastopt.backends.cuda.stages`.
+the rule's text stands there four times. What surrounds the rule is in `fastopt.backends.cuda.stages`, but for sums of
+squares and trust ratios, whose kernels are generated here, too.
 """
 
 from __future__ import annotations
