@@ -889,6 +889,7 @@ class Optimizer:
                 ("the average", tensor.ema),
                 ("the copy", tensor.copy),
                 ("the lower half", tensor.low),
+                ("the workspace", tensor.update),
                 *scales,
             ):
                 if kept is not None:

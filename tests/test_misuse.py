@@ -156,6 +156,13 @@ def test_a_fortran_ordered_gradient_is_refused():
         fastopt.Adam([ones(2, 3)]).step([np.ones((2, 3), F32, order="F")])
 
 
+def test_a_parameter_in_the_workspace_of_another_is_refused():
+    optimizer = fastopt.LAMB([np.zeros(3, np.float32)])
+    with pytest.raises(ValueError, match=r"the workspace of params\[0\]"):
+        optimizer.add_param_group({"params": [optimizer._tensors[0].update]})
+    assert len(optimizer.param_groups) == 1
+
+
 def test_a_gradient_that_overlaps_any_parameter_is_refused():
     p, q = ones(4), ones(4)
     with pytest.raises(ValueError, match=r"grads\['p'\] overlaps params\['q'\] in memory"):
