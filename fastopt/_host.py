@@ -81,7 +81,7 @@ def set_values(tensor: Any, values: np.ndarray) -> None:
         _codecs.split(values, tensor.array, tensor.low)
 
 
-def start_averages(optimizer: Any, tensors: Sequence[Any]) -> None:  # noqa: ARG001
+def start_averages(optimizer: Any, tensors: Sequence[Any]) -> None:  # noqa: ARG001  of the GPU
     """Set averages to the parameters as they are."""
     for tensor in tensors:
         tensor.ema[...] = values_of(tensor)
@@ -93,7 +93,7 @@ def copy_parameters(optimizer: Any, tensors: Sequence[Any]) -> None:
         optimizer._backend.copy_array(values_of(tensor), tensor.copy)
 
 
-def exchange_averages(optimizer: Any, tensors: Sequence[Any]) -> None:  # noqa: ARG001
+def exchange_averages(optimizer: Any, tensors: Sequence[Any]) -> None:  # noqa: ARG001  of the GPU
     """Let parameters and averages change places."""
     for tensor in tensors:
         kept = values_of(tensor).copy()

@@ -50,13 +50,6 @@ def read4(address, i, n, whole):
     )
 
 
-@device("UniTuple(float32, 4)(int64, int64, int64, boolean)")
-def load4(address, i, n, whole):
-    """The same for arithmetic: subnormals are zero."""
-    a, b, c, d = read4(address, i, n, whole)
-    return flush(a), flush(b), flush(c), flush(d)
-
-
 @device("void(int64, int64, int64, boolean, float32, float32, float32, float32)")
 def store4(address, i, n, whole, a, b, c, d):
     if whole:
@@ -177,13 +170,6 @@ def read4_parameters(p, low, i, n, whole):
     a, b, c, d = load4_u16(p, i, n, whole)
     e, f, g, h = load4_u16(low, i, n, whole)
     return f32_of_halves(a, e), f32_of_halves(b, f), f32_of_halves(c, g), f32_of_halves(d, h)
-
-
-@device("UniTuple(float32, 4)(int64, int64, int64, int64, boolean)")
-def load4_parameters(p, low, i, n, whole):
-    """The same for arithmetic: subnormals are zero."""
-    a, b, c, d = read4_parameters(p, low, i, n, whole)
-    return flush(a), flush(b), flush(c), flush(d)
 
 
 @device("void(int64, int64, int64, int64, boolean, float32, float32, float32, float32)")

@@ -452,7 +452,7 @@ class Ring:
 
     def __init__(self, n_bytes: int, slots: int = 32) -> None:
         self._whole = pinned(n_bytes * slots)
-        self._views = [memoryview(part) for part in np.split(self._whole, slots)]  # type: ignore[arg-type]
+        self._views = [part.data for part in np.split(self._whole, slots)]
         first = self._whole.ctypes.data
         self._addresses = [first + n_bytes * k for k in range(slots)]
         self._events: list[Event | None] = [None] * slots

@@ -19,7 +19,7 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 """Whether Numba's simulator runs the kernels."""
 
 if SIMULATED:
-    from fastopt.backends.cuda.simulated import *  # noqa: F403
+    from fastopt.backends.cuda.simulated import *  # noqa: F403  every name, or the other way below
 else:
     from llvmlite import ir
     from numba import cuda
