@@ -207,10 +207,7 @@ def kernel_source(kernel: Kernel, state_dtype: str) -> str:
     # In 8 bits the threads of a warp exchange codes, those behind the end of a segment, too.
     everyone = codec == "8bit"
     body = [
-        "segment = find(table, n_segments, FIRST_TILE, tile)",
-        "n = load_i64(segment + N)",
-        "i = 4 * ((tile - load_i64(segment + FIRST_TILE)) * cuda.blockDim.x + cuda.threadIdx.x)",
-        "whole = load_i64(segment + ALIGNED) != 0 and i + 4 <= n",
+        "segment, n, i, whole = place(table, n_segments, tile, cuda.blockDim.x, cuda.threadIdx.x)",
         "if applied:" if everyone else "if applied and i < n:",
         _indented(step, 4),
         *after,

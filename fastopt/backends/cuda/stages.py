@@ -97,6 +97,15 @@ def find(table, n_rows, word, value):
     return table + ROW * low
 
 
+@device("Tuple((int64, int64, int64, boolean))(int64, int64, int64, int64, int64)")
+def place(table, n_segments, tile, n_threads, thread):
+    """Of a thread in a tile: its segment, how long that is, its first element there, and whether four are its own."""
+    segment = find(table, n_segments, layout.FIRST_TILE, tile)
+    n = load_i64(segment + N)
+    i = 4 * ((tile - load_i64(segment + layout.FIRST_TILE)) * n_threads + thread)
+    return segment, n, i, load_i64(segment + layout.ALIGNED) != 0 and i + 4 <= n
+
+
 @device("int64(int64, int64)")
 def scalars_of(segment, numbers):
     """Address of the host scalars of a segment, in the row that counts."""
@@ -183,10 +192,7 @@ def apply_update(table, numbers, n_segments, n_tiles):
     """Kernel: parameters minus the update, scaled by a trust ratio; and what comes after a rule."""
     tile = int64(cuda.blockIdx.x)
     while tile < n_tiles:
-        segment = find(table, n_segments, layout.FIRST_TILE, tile)
-        n = load_i64(segment + N)
-        i = 4 * ((tile - load_i64(segment + layout.FIRST_TILE)) * cuda.blockDim.x + cuda.threadIdx.x)
-        whole = load_i64(segment + layout.ALIGNED) != 0 and i + 4 <= n
+        segment, n, i, whole = place(table, n_segments, tile, cuda.blockDim.x, cuda.threadIdx.x)
         if i < n:
             if load_i32(numbers + APPLIED) != 0:
                 p = load_i64(segment + P)
@@ -210,10 +216,7 @@ def exchange_averages(table, numbers, n_segments, n_tiles):  # noqa: ARG001  as 
     """Kernel: parameters and their averages change places."""
     tile = int64(cuda.blockIdx.x)
     while tile < n_tiles:
-        segment = find(table, n_segments, layout.FIRST_TILE, tile)
-        n = load_i64(segment + N)
-        i = 4 * ((tile - load_i64(segment + layout.FIRST_TILE)) * cuda.blockDim.x + cuda.threadIdx.x)
-        whole = load_i64(segment + layout.ALIGNED) != 0 and i + 4 <= n
+        segment, n, i, whole = place(table, n_segments, tile, cuda.blockDim.x, cuda.threadIdx.x)
         if i < n:
             p = load_i64(segment + P)
             low = load_i64(segment + LOW)
@@ -229,10 +232,7 @@ def copy_parameters(table, numbers, n_segments, n_tiles):
     """Kernel: parameters as they are into averages and copies, where rows have them."""
     tile = int64(cuda.blockIdx.x)
     while tile < n_tiles:
-        segment = find(table, n_segments, layout.FIRST_TILE, tile)
-        n = load_i64(segment + N)
-        i = 4 * ((tile - load_i64(segment + layout.FIRST_TILE)) * cuda.blockDim.x + cuda.threadIdx.x)
-        whole = load_i64(segment + layout.ALIGNED) != 0 and i + 4 <= n
+        segment, n, i, whole = place(table, n_segments, tile, cuda.blockDim.x, cuda.threadIdx.x)
         if i < n:
             a, b, c, d = read4_parameters(load_i64(segment + P), load_i64(segment + LOW), i, n, whole)
             ema = load_i64(segment + EMA)
