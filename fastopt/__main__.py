@@ -161,10 +161,10 @@ def _add_bench(commands: Any) -> None:
 
 
 def _bench(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    if arguments.backend == "cuda" and arguments.threads:
+        parser.error("argument --threads: is of the backend cpu alone")
     try:
         runner = _runner()
-        if arguments.backend == "cuda" and arguments.threads:
-            parser.error("argument --threads: is of the backend cpu alone")
         if unknown := [name for name in arguments.peers or () if name not in runner.PEERS]:
             parser.error(f"argument --peers: invalid choice: {unknown[0]!r} (choose from {', '.join(runner.PEERS)})")
         return runner.run(
