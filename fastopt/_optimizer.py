@@ -42,6 +42,7 @@ class Options(TypedDict, total=False):
     n_threads: int | None
     backend: Backend
     ema_decay: float | None
+    ema_warmup: bool
     copy_dtype: Literal["bfloat16", "float16"] | None
     grad_dtype: Literal["bfloat16"] | None
     state_dtype: Literal["float32", "bfloat16", "8bit"]
@@ -161,6 +162,10 @@ class Optimizer:
     ema_decay : float in [0, 1] or None
         Keep an exponential moving average of the parameters, ``ema = ema_decay * ema + (1 - ema_decay) * p``
         after every step, starting from the parameters as they are now: see `ema` and `swap_ema`.
+    ema_warmup : bool, default False
+        Average with ``min(ema_decay, (1 + t) / (10 + t))`` in place of `ema_decay`, so that the first averages are
+        not those of the initial parameters [1]_. t is the parameter's own ``"step"`` after the step: 1 in its first,
+        whose decay is 2/11; a step without its gradient, or one that is skipped, does not count.
     copy_dtype : {"bfloat16", "float16"} or None
         Keep a copy of the parameters in low precision, rounded to nearest even after every step: see
         `params_copy`.
@@ -185,6 +190,11 @@ class Optimizer:
     ValueError
         For hyperparameters out of bounds, arrays of the wrong layout, overlapping or repeated arrays, an
         empty list of parameters and a backend that is not available.
+
+    References
+    ----------
+    .. [1] Formula of TensorFlow's `tf.train.ExponentialMovingAverage` with ``num_updates``, which counts the update
+       itself, as in the package torch-ema.
     """
 
     spec: ClassVar[Spec]
@@ -222,6 +232,9 @@ class Optimizer:
         self._backend_asked = options.get("backend", "auto")
         self._choose_backend(params)
         self._ema_decay = self._optional("ema_decay", Real(0.0, 1.0), options.get("ema_decay"))
+        self._ema_warmup = Switch().check(self._name, "ema_warmup", options.get("ema_warmup", False))
+        if self._ema_warmup and self._ema_decay is None:
+            raise ValueError(f"{self._name}: ema_warmup=True needs ema_decay, got None")
         self._copy_dtype = self._one_of("copy_dtype", ("bfloat16", "float16"), options.get("copy_dtype"))
         self._grad_dtype = self._one_of("grad_dtype", ("bfloat16",), options.get("grad_dtype"))
         state_dtype = options.get("state_dtype", "float32")
@@ -313,6 +326,11 @@ class Optimizer:
     def ema_decay(self) -> float | None:
         """Decay of the moving average, or None."""
         return self._ema_decay
+
+    @property
+    def ema_warmup(self) -> bool:
+        """Whether the decay of the first averages is smaller."""
+        return self._ema_warmup
 
     @property
     def copy_dtype(self) -> str | None:
@@ -717,6 +735,7 @@ class Optimizer:
                 "n_threads": self._n_threads,
                 "backend": self.backend,
                 "ema_decay": self._ema_decay,
+                "ema_warmup": self._ema_warmup,
                 "copy_dtype": self._copy_dtype,
                 "grad_dtype": self._grad_dtype,
                 "state_dtype": self._state_dtype,

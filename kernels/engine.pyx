@@ -247,6 +247,8 @@ cdef struct Segment:
     tile_context context
     char* gradient  # as the caller holds it
     int storage     # of the gradient
+    float ema_decay
+    float ema_weight
     float* ema      # NULL unless weights are averaged
     uint16_t* copy  # NULL unless a copy is kept
     # With a trust ratio:
@@ -265,8 +267,6 @@ cdef struct Pipeline:
     float grad_scale
     float clip_coefficient
     float clip_value
-    float ema_decay
-    float ema_weight
     int copy_storage
     int trust
     int phase
@@ -339,7 +339,7 @@ cdef void run_surrounded_tile(
         if segment.p == NULL:
             stages.split(p, segment.high + at, segment.low + at, n)
     if segment.tile != NULL and segment.ema != NULL:
-        stages.average(p, segment.ema + at, n, pipeline.ema_decay, pipeline.ema_weight)
+        stages.average(p, segment.ema + at, n, segment.ema_decay, segment.ema_weight)
     if segment.tile != NULL and segment.copy != NULL:
         if pipeline.copy_storage == BFLOAT16:
             stages.encode_bfloat16(p, segment.copy + at, n)
@@ -418,6 +418,12 @@ cdef inline uint64_t dither_key(uint64_t seed, int64_t step) noexcept nogil:
         if k == 0:
             x ^= <uint64_t>step
     return x
+
+
+cdef inline double warmed_up(double decay, double step) noexcept nogil:
+    """The average's decay in step number `step` (1 is the first): its first steps forget the initial weights."""
+    cdef double ramp = (1.0 + step) / (10.0 + step)
+    return ramp if ramp < decay else decay
 
 
 cdef inline void put(Segment* at, const Segment* made) noexcept nogil:
@@ -748,6 +754,8 @@ cdef class Plan:
     cdef Piece* pieces
     cdef double* sums
     cdef double* norms
+    cdef double ema_decay
+    cdef bint ema_warmup
     cdef int bfloat16_type  # NumPy's number of the bfloat16 type last seen, or -1
     cdef int state_dtype     # STATES_FLOAT32, ...: which of a kernel's tile functions runs
     cdef int state_size      # bytes of an element of a state
@@ -795,9 +803,8 @@ cdef class Plan:
         self.pipeline.norms = self.norms
         if stages is not None:
             self.pipeline.stages = <const tile_stages*>PyCapsule_GetPointer(stages, "fastopt.tile_stages")
-        if optimizer.ema_decay is not None:
-            self.pipeline.ema_decay = <float>(<double>optimizer.ema_decay)
-            self.pipeline.ema_weight = <float>(1.0 - <double>optimizer.ema_decay)
+        self.ema_decay = optimizer.ema_decay or 0.0
+        self.ema_warmup = optimizer.ema_warmup
         self.pipeline.copy_storage = FLOAT16 if optimizer.copy_dtype == "float16" else BFLOAT16
         self.bfloat16_type = cnp.NPY_UINT16 if optimizer.grad_dtype == "bfloat16" else -1
         self.seed = optimizer.seed
@@ -1070,6 +1077,7 @@ cdef class Plan:
         cdef int trust = self.pipeline.trust
         cdef Py_ssize_t first_block = 0
         cdef double hyper[MAX_HYPERS]
+        cdef double ema_decay = self.ema_decay
         cdef Py_ssize_t k, previous, j, at = -1, n_segments = 0
         cdef Tensor* t
         cdef Tensor* before
@@ -1111,6 +1119,8 @@ cdef class Plan:
                 if not clips:
                     scalars[GRAD_SCALE] *= grad_scale
                     scalars[CLIP_COEFFICIENT] = clip_coefficient
+                if self.ema_warmup:
+                    ema_decay = warmed_up(self.ema_decay, <double>(t.step[0] + 1))
             previous = k
             if t.n == 0:
                 continue
@@ -1133,6 +1143,8 @@ cdef class Plan:
                 next_one.context.key = dither_key(self.seed, t.step[0] + 1)
                 next_one.context.index = t.index
             next_one.ema = t.ema
+            next_one.ema_decay = <float>ema_decay
+            next_one.ema_weight = <float>(1.0 - ema_decay)
             next_one.copy = t.copy
             next_one.tile = group.kernel.tile[self.state_dtype]
             if trust != NO_TRUST:

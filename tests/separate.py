@@ -31,10 +31,10 @@ class Separate:
     `cuts` are the ends of the tensors inside the flat array, for an optimizer with a trust ratio for each.
     """
 
-    def __init__(self, config, p, ema_decay=None, copy_dtype=None, cuts=()):
+    def __init__(self, config, p, ema_decay=None, copy_dtype=None, cuts=(), ema_warmup=False):
         self.cuts = [min(cut, p.size) for cut in cuts] if config.spec.trust else []
         self.oracles = [Oracle(config, part) for part in np.split(p, self.cuts)]
-        self.ema_decay, self.copy_dtype = ema_decay, copy_dtype
+        self.ema_decay, self.copy_dtype, self.ema_warmup = ema_decay, copy_dtype, ema_warmup
         self.ema = p.copy()
 
     @property
@@ -65,6 +65,7 @@ class Separate:
             for oracle, part in zip(self.oracles, np.split(g, self.cuts), strict=True):
                 oracle.step(part)
             if self.ema_decay is not None:
-                decay, weight = np.float32(self.ema_decay), np.float32(1.0 - self.ema_decay)
-                self.ema = decay * self.ema + weight * self.p
+                t = self.oracles[0].steps
+                decay = min(self.ema_decay, (1 + t) / (10 + t)) if self.ema_warmup else self.ema_decay
+                self.ema = np.float32(decay) * self.ema + np.float32(1.0 - decay) * self.p
         return norm

@@ -342,6 +342,64 @@ def test_bytes_of_the_average_and_the_copy():
     assert (optimizer.ema[0].nbytes, optimizer.params_copy[0].nbytes) == (4000, 2000)
 
 
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.usefixtures("parallel_from_the_first_element")
+@EACH
+def test_an_average_that_warms_up_is_that_of_separate_steps(config, isa, n_threads, use_isa):
+    use_isa(isa)
+    n = 2 * TILE + 77
+    params = split(draw(0, n))
+    separate = Separate(config, draw(0, n), 0.25, cuts=CUTS, ema_warmup=True)
+    optimizer = config.make(params, ema_decay=0.25, ema_warmup=True, n_threads=n_threads)
+    for seed in range(1, 5):  # 2/11, 3/12, then 1/4
+        separate.step(draw(seed, n), clip_value=0.1)
+        optimizer.step(split(draw(seed, n)), clip_value=0.1)
+        assert_same_bits(np.concatenate(params), separate.p, f"step {seed}, p")
+        assert_same_bits(np.concatenate(optimizer.ema), separate.ema, f"step {seed}, ema")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_first_decays_of_a_warm_up_are_two_elevenths_three_twelfths_four_thirteenths(backend):
+    p = np.zeros(3, F32)
+    optimizer = fastopt.SGD([p], lr=1.0, ema_decay=0.3, ema_warmup=True, backend=backend)
+    average = 0.0
+    for t in (1, 2, 3, 4):
+        optimizer.step([np.ones(3, F32)])
+        decay = {1: 2 / 11, 2: 3 / 12, 3: 0.3, 4: 0.3}[t]
+        average = decay * average + (1 - decay) * -t
+        assert optimizer.ema[0].tolist() == [pytest.approx(average, rel=1e-6)] * 3
+
+
+def test_a_parameter_warms_up_by_its_own_steps():
+    """Neither a missing gradient nor a skipped step counts."""
+    p = [np.zeros(3, F32), np.zeros(3, F32)]
+    optimizer = fastopt.SGD(p, lr=1.0, ema_decay=0.9, ema_warmup=True)
+    optimizer.step([np.ones(3, F32), None])
+    optimizer.step([np.ones(3, F32), np.full(3, F32(np.nan))], skip_nonfinite=True)
+    optimizer.step([None, np.ones(3, F32)], skip_nonfinite=True)
+    assert optimizer.ema[0].tolist() == optimizer.ema[1].tolist() == [pytest.approx(-9 / 11, rel=1e-6)] * 3
+
+
+def test_resuming_a_warm_up_changes_no_bit():
+    p = draw(0, 30)
+    optimizer = fastopt.Adam([p], ema_decay=0.9, ema_warmup=True)
+    optimizer.step([draw(1, 30)])
+    pickled = pickle.loads(pickle.dumps(optimizer))
+    loaded = fastopt.Adam([p.copy()], ema_decay=0.9, ema_warmup=True)
+    loaded.load_state_dict(optimizer.state_dict())
+    assert pickled.ema_warmup is True
+    for other in (optimizer, pickled, loaded):
+        other.step([draw(2, 30)])
+    for other in (pickled, loaded):
+        assert_same_bits(other.ema[0], optimizer.ema[0], "ema")
+
+
+def test_a_warm_up_without_an_average_is_refused():
+    with pytest.raises(ValueError, match=r"SGD: ema_warmup=True needs ema_decay, got None"):
+        fastopt.SGD(np.ones(3, F32), ema_warmup=True)
+
+
 def test_swapping_puts_the_averages_in_and_the_parameters_back():
     p = draw(0, 50)
     optimizer = fastopt.Adam(p, ema_decay=0.5, copy_dtype="float16", lr=0.1)
@@ -547,6 +605,7 @@ def test_a_bad_option_of_a_step_is_refused_before_anything_is_written(options, e
     [
         ({"ema_decay": 1.5}, ValueError),
         ({"ema_decay": "0.9"}, TypeError),
+        ({"ema_warmup": 1, "ema_decay": 0.9}, TypeError),
         ({"copy_dtype": "float8"}, ValueError),
         ({"copy_dtype": np.float16}, ValueError),
         ({"grad_dtype": "float16"}, ValueError),

@@ -116,10 +116,16 @@ class _Plan:
                 scales[...] = new_scales
         tensor.step += 1
         if tensor.ema is not None:
-            decay = optimizer.ema_decay
+            decay = average_decay(optimizer, step)
             tensor.ema[...] = decay * tensor.ema + (1 - decay) * p
         if tensor.copy is not None:
             copy_array(p, tensor.copy)
+
+
+def average_decay(optimizer: Any, step: int) -> float:
+    """Decay of the parameters' average in step number `step` (1 is the first)."""
+    decay = optimizer.ema_decay or 0.0
+    return min(decay, (1.0 + step) / (10.0 + step)) if optimizer.ema_warmup else decay
 
 
 def scalars_fit(spec: Any, step: int, running: dict[str, float], values: dict[str, Any]) -> bool:

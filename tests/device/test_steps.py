@@ -66,7 +66,7 @@ def surroundings():
     keeps = (
         {"ema_decay": 0.9, "copy_dtype": "bfloat16"},
         {"copy_dtype": "float16", "state_dtype": "8bit"},
-        {"ema_decay": 0.5, "master": "split", "state_dtype": "bfloat16"},
+        {"ema_decay": 0.5, "ema_warmup": True, "master": "split", "state_dtype": "bfloat16"},
     )
     for k, (name, tail) in enumerate(itertools.product(names, tails)):
         yield name, grad_types[k % 3], tail, keeps[(k + k // 3) % 3]
@@ -116,8 +116,9 @@ def test_steps_on_top_of_undecided_ones_take_the_scalars_that_are_true(name, mon
     rng = np.random.default_rng(6)
     params = arrays(rng)
     cpu_params, gpu_params = [p.copy() for p in params], [on_device(p) for p in params]
-    cpu = BY_NAME[name].make(cpu_params, backend="cpu")
-    gpu = BY_NAME[name].make(gpu_params, backend="cuda")
+    average = {"ema_decay": 0.4, "ema_warmup": True}  # of which every step has a decay of its own, up to the sixth
+    cpu = BY_NAME[name].make(cpu_params, backend="cpu", **average)
+    gpu = BY_NAME[name].make(gpu_params, backend="cuda", **average)
     infos = []
     for k in range(12):  # more than may be undecided
         grads = arrays(rng)
@@ -131,6 +132,8 @@ def test_steps_on_top_of_undecided_ones_take_the_scalars_that_are_true(name, mon
     assert repr(infos[-1]) == "DeviceStepInfo(not known yet)"
     for a, b in zip(gpu_params, cpu_params, strict=True):
         same(a, b, "params")
+    for a, b in zip(gpu.ema, cpu.ema, strict=True):
+        same(a, b, "ema")
     assert int(gpu.state[0]["step"]) == int(cpu.state[0]["step"]) == 9
     assert not gpu._plan._undecided
     assert [info.applied for info in infos] == [k not in (1, 2, 6) for k in range(12)]

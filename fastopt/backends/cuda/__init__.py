@@ -81,6 +81,7 @@ class _Once:
     """An optimizer for one step on arrays that others keep."""
 
     ema_decay = copy_dtype = grad_dtype = master = None
+    ema_warmup = False
     state_dtype = "float32"
     seed = 0
     _structure = "single"

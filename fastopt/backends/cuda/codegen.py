@@ -202,7 +202,7 @@ def kernel_source(kernel: Kernel, state_dtype: str) -> str:
         step.append(f"store4(load_i64(segment + UPDATE), i, n, whole, {_four('update')})")
     else:
         step.append(f"store4_parameters(p_at, low_at, i, n, whole, {_four('p')})")
-        step.append(f"keep4(segment, numbers, ema_at, i, n, whole, {_four('p')}, {_four('ema')})")
+        step.append(f"keep4(segment, numbers, scalars, ema_at, i, n, whole, {_four('p')}, {_four('ema')})")
         after = ["if i < n:", "    zero4(segment, numbers, i, n, whole)"]
     # In 8 bits the threads of a warp exchange codes, those behind the end of a segment, too.
     everyone = codec == "8bit"

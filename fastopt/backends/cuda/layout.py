@@ -58,38 +58,39 @@ ZEROES = 12
 SCALE = 16
 COEFFICIENT = 20
 CLIP_VALUE = 24
-EMA_DECAY = 28
-EMA_WEIGHT = 32
 """float32."""
-COPY_STORAGE = 36
+COPY_STORAGE = 28
 """int32: `BFLOAT16` or `FLOAT16`."""
-ROW_BYTES = 40
+ROW_BYTES = 32
 """int32: bytes of one row of host scalars."""
-SKIPS = 44
+SKIPS = 36
 """int32: whether a norm that is not finite cancels the step."""
-LIMITS = 48
+LIMITS = 40
 """int32: whether there is a largest norm."""
-DECIDED = 52
+DECIDED = 44
 """int32: number of applied steps, of those that the device decides, that the host knows of."""
-GRAD_SCALE = 56
-MAX_NORM = 64
+GRAD_SCALE = 48
+MAX_NORM = 56
 """float64."""
-NORM = 72
+NORM = 64
 """float64: the norm, written on the device."""
-ROWS = 80
+ROWS = 72
 """int32: how many rows of host scalars there are."""
-RESULT = 84
+RESULT = 76
 """int32: what `APPLIED` was when the step was first run: a replay that nobody prepared does not change it."""
 HEADER = 128
-header = struct.Struct("<4i5f4iI3d2i40x")
+header = struct.Struct("<4i3f4iI3d2i48x")
 """All of it, in this order."""
 
-# --- Host scalars of one kind of tensor: float32 words, and what its rounding draws from
+# --- Host scalars of one kind of tensor: float32 words of its rule, what its rounding draws from, its average's
 KEY = 4 * 32
 """uint64: hash of seed and step."""
 STEP = KEY + 8
 """int32."""
-HYPERS = STEP + 8
+EMA_DECAY = STEP + 4
+EMA_WEIGHT = EMA_DECAY + 4
+"""float32."""
+HYPERS = EMA_WEIGHT + 8
 """float64 hyperparameters, for a trust ratio."""
 MAX_TRUST_HYPERS = 8
 SCALAR_BYTES = HYPERS + 8 * MAX_TRUST_HYPERS
@@ -97,8 +98,8 @@ SCALAR_BYTES = HYPERS + 8 * MAX_TRUST_HYPERS
 
 @functools.cache
 def scalars(n: int) -> struct.Struct:
-    """`n` float32 scalars, `KEY`, `STEP` and `HYPERS`."""
-    return struct.Struct(f"<{n}f{KEY - 4 * n}xQi4x{MAX_TRUST_HYPERS}d")
+    """`n` float32 scalars, `KEY`, `STEP`, `EMA_DECAY`, `EMA_WEIGHT` and `HYPERS`."""
+    return struct.Struct(f"<{n}f{KEY - 4 * n}xQi2f4x{MAX_TRUST_HYPERS}d")
 
 
 # --- What outlives a step on the device

@@ -446,8 +446,9 @@ class Plan:
         for k, name in enumerate(self._trust_hypers):
             hypers[k] = values[name]
         key = int(_codecs.dither_key(self._seed, step)) if self._element_bytes != 4 else 0
+        decay = reference.average_decay(self._optimizer, step)
         try:
-            return layout.scalars(len(scalars)).pack(*scalars, key, step & 0x7FFFFFFF, *hypers)
+            return layout.scalars(len(scalars)).pack(*scalars, key, step & 0x7FFFFFFF, decay, 1.0 - decay, *hypers)
         except OverflowError:
             return None
 
@@ -800,7 +801,6 @@ class _Replayed(Decision):
 def header(optimizer: Any, options: tuple = _PLAIN, row_bytes: int = 0, decided: int = 0, n_rows: int = 1) -> bytes:
     """The header of the numbers, as `layout` has it."""
     grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads = options
-    decay = 0.0 if optimizer.ema_decay is None else optimizer.ema_decay
     return layout.header.pack(
         True,  # applied, until the device decides
         0,
@@ -809,8 +809,6 @@ def header(optimizer: Any, options: tuple = _PLAIN, row_bytes: int = 0, decided:
         _single(grad_scale),
         1.0,
         math.inf if clip_value is None else _single(clip_value),
-        decay,
-        1.0 - decay,
         layout.FLOAT16 if optimizer.copy_dtype == "float16" else layout.BFLOAT16,
         row_bytes,
         skip_nonfinite,

@@ -160,8 +160,8 @@ def zero4(segment, numbers, i, n, whole):
 
 
 @device("float32(int64, float32, float32)")
-def averaged(numbers, ema, p):
-    return add(mul(load_f32(numbers + EMA_DECAY), ema), mul(load_f32(numbers + EMA_WEIGHT), p))
+def averaged(scalars, ema, p):
+    return add(mul(load_f32(scalars + EMA_DECAY), ema), mul(load_f32(scalars + EMA_WEIGHT), p))
 
 
 @device("UniTuple(float32, 4)(int64, int64, int64, boolean)")
@@ -174,14 +174,14 @@ def read4_if_there(address, i, n, whole):
 
 
 @device(
-    "void(int64, int64, int64, int64, int64, boolean, float32, float32, float32, float32, "
+    "void(int64, int64, int64, int64, int64, int64, boolean, float32, float32, float32, float32, "
     "float32, float32, float32, float32)"
 )
-def keep4(segment, numbers, ema, i, n, whole, a, b, c, d, e, f, g, h):
+def keep4(segment, numbers, scalars, ema, i, n, whole, a, b, c, d, e, f, g, h):
     """Average and copy of new parameters, where they are kept; `e` to `h` is the average as it was."""
     if ema != 0:
         e, f, g, h = flush(e), flush(f), flush(g), flush(h)
-        e, f, g, h = averaged(numbers, e, a), averaged(numbers, f, b), averaged(numbers, g, c), averaged(numbers, h, d)
+        e, f, g, h = averaged(scalars, e, a), averaged(scalars, f, b), averaged(scalars, g, c), averaged(scalars, h, d)
         store4(ema, i, n, whole, e, f, g, h)
     copy = load_i64(segment + COPY)
     if copy != 0:
@@ -207,7 +207,7 @@ def apply_update(table, numbers, n_segments, n_tiles):
                 e, f, g, h = flush(e), flush(f), flush(g), flush(h)
                 a, b, c, d = sub(a, mul(size, e)), sub(b, mul(size, f)), sub(c, mul(size, g)), sub(d, mul(size, h))
                 store4_parameters(p, low, i, n, whole, a, b, c, d)
-                keep4(segment, numbers, ema, i, n, whole, a, b, c, d, q, r, s, t)
+                keep4(segment, numbers, scalars_of(segment, numbers), ema, i, n, whole, a, b, c, d, q, r, s, t)
             zero4(segment, numbers, i, n, whole)
         tile += cuda.gridDim.x
 
