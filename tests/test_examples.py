@@ -1,0 +1,170 @@
+"""The gallery: every example runs alone, in time, and what its text claims is true of what it computed.
+
+Each script of `examples/` is run once; the tests look at the names it leaves behind and at what it printed and drew.
+"""
+
+import contextlib
+import functools
+import io
+import runpy
+import time
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import fastopt
+
+matplotlib = pytest.importorskip("matplotlib", reason="the examples draw with matplotlib")
+pytest.importorskip("sklearn", reason="the examples read scikit-learn's handwritten digits")
+
+matplotlib.use("Agg")
+plt = pytest.importorskip("matplotlib.pyplot")
+
+SCRIPTS = sorted((Path(__file__).parent.parent / "examples").glob("plot_*.py"))
+if not SCRIPTS:
+    pytest.skip("the examples lie in the source checkout alone", allow_module_level=True)
+
+SECONDS = 20.0
+"""Processor time that one example may take."""
+WIDTH = 7.5
+"""Inches that a picture may be wide: 100 dots each are what a page of the documentation has room for."""
+
+
+class Drawn(NamedTuple):
+    """What the tests need to know of one picture after it was closed."""
+
+    title: str
+    width: float
+    ink: float
+
+
+class Run(NamedTuple):
+    """What one example left behind."""
+
+    found: dict[str, Any]
+    printed: str
+    drawn: list[Drawn]
+    seconds: float
+
+
+def draw(figure):
+    """Render a picture, which raises what matplotlib has to complain about, and describe it."""
+    figure.canvas.draw()
+    titles = [figure.get_suptitle(), *(axes.get_title(where) for axes in figure.axes for where in ("left", "center"))]
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    ink = float((pixels != pixels[0, 0]).any(axis=2).mean())
+    return Drawn(" ".join(filter(None, titles)), figure.get_figwidth(), ink)
+
+
+@functools.cache
+def run(name):
+    """Run the example `name` once, as the command line would."""
+    script = SCRIPTS[0].with_name(f"plot_{name}.py")
+    if "\nimport torch" in script.read_text(encoding="utf-8"):
+        pytest.importorskip("torch", reason="the example needs PyTorch")
+    printed = io.StringIO()
+    plt.close("all")
+    with matplotlib.rc_context(), warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+        warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")  # what plt.show() says without a screen
+        matplotlib.rcdefaults()
+        start = time.process_time()
+        found = runpy.run_path(str(script), run_name="__main__")
+        drawn = [draw(plt.figure(number)) for number in plt.get_fignums()]
+        seconds = time.process_time() - start
+    plt.close("all")
+    return Run(found, printed.getvalue(), drawn, seconds)
+
+
+@pytest.fixture(params=[path.stem.removeprefix("plot_") for path in SCRIPTS])
+def example(request):
+    return run(request.param)
+
+
+# --- What all of them promise
+
+
+def test_an_example_is_done_in_time(example):
+    assert example.seconds < SECONDS
+
+
+def test_an_example_prints_what_it_found(example):
+    assert len(example.printed.splitlines()) >= 3
+
+
+def test_an_example_draws(example):
+    assert example.drawn
+    assert all(picture.ink > 0.01 for picture in example.drawn)
+
+
+def test_every_picture_has_a_title_to_be_read_in_its_place(example):
+    assert all(picture.title for picture in example.drawn)
+
+
+def test_every_picture_fits_on_a_page(example):
+    assert all(picture.width <= WIDTH for picture in example.drawn)
+
+
+def test_an_example_opens_with_a_title(example):
+    title, line, *_ = example.found["__doc__"].strip().splitlines()
+    assert set(line) == {"="}
+    assert len(line) == len(title)
+
+
+# --- A narrow valley
+
+
+def test_steepest_descent_is_not_the_way_to_the_minimum():
+    assert run("narrow_valley").found["angle"] > 60
+
+
+def turns(path):
+    """How often a path changes the side of the valley."""
+    return int(np.sum(path[1:, 1] * path[:-1, 1] < 0))
+
+
+def test_sgd_zigzags_at_every_step_and_no_other_of_the_four_does():
+    paths = run("narrow_valley").found["paths"]
+    assert turns(paths["SGD"]) == len(paths["SGD"]) - 1
+    assert all(turns(paths[name]) < 6 for name in ("Momentum", "Adagrad", "Adam"))
+
+
+def test_momentum_alone_of_the_four_rolls_past_the_minimum():
+    paths = run("narrow_valley").found["paths"]
+    assert [name for name, path in paths.items() if path[-1, 0] > 0.5] == ["Momentum"]
+
+
+def test_the_steps_of_adagrad_shrink():
+    lengths = np.linalg.norm(np.diff(run("narrow_valley").found["paths"]["Adagrad"], axis=0), axis=1)
+    assert (np.diff(lengths) < 0).all()
+
+
+def test_the_first_step_of_adam_is_as_long_as_its_learning_rate_in_each_coordinate():
+    path = run("narrow_valley").found["paths"]["Adam"]
+    np.testing.assert_allclose(np.abs(path[1] - path[0]), 0.3, rtol=1e-6)
+
+
+def test_the_best_momentum_gains_what_the_formula_says():
+    found = run("narrow_valley").found
+    plain, polyak = (np.linalg.norm(found[name][-1]) for name in ("plain", "polyak"))
+    assert plain == pytest.approx(np.linalg.norm(found["START"]) * (19 / 21) ** 30, rel=1e-3)
+    assert polyak < plain / 1000
+
+
+def test_every_optimizer_goes_down_the_valley():
+    best = run("narrow_valley").found["best"]
+    assert set(best) == set(fastopt.optimizers.__all__)
+    assert all(np.linalg.norm(path[-1]) < 3 for _, path in best.values())
+
+
+def test_rates_per_coordinate_lead_in_a_valley_along_the_axes():
+    ranking = run("narrow_valley").found["ranking"]
+    assert {"RMSprop", "Adagrad", "NAdam", "Adadelta"} <= set(ranking[:6])
+    assert ranking.index("SGD") > 8
+
+
+def test_sgd_zigzags_at_its_best_rate_too():
+    _, path = run("narrow_valley").found["best"]["SGD"]
+    assert turns(path) == len(path) - 1
