@@ -229,7 +229,8 @@ plt.show()
 # %%
 # Those that divide each coordinate by the size of its own gradients lead: to them the valley is almost round. SGD
 # zigzags at its best rate, too, and ASGD follows it (what it averages is beside the path). The momentum of 0.9 that is
-# the usual default is too much for 30 steps: those balls are still rolling about.
+# the usual default is too much for 30 steps: those balls are still rolling about. RAdam starts with five steps of
+# plain momentum, at a rate that suits the later ones, and leaves the picture.
 #
 # Do not read the order as a ranking of optimizers. There is no noise here, the valley lies along the axes, which is
 # what a rate per coordinate needs, and there are two parameters. :doc:`plot_which_optimizer` asks again on real data.
