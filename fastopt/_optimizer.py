@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn, 
 import numpy as np
 
 from fastopt import _buffers, _codecs, _stages, _threads, backends
-from fastopt._rule import Real, Spec, Switch
+from fastopt._rule import RULE_WORDS, Real, Spec, Switch, did_you_mean
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -70,6 +70,19 @@ class StepInfo(NamedTuple):
     """Global L2 norm of the scaled gradients before clipping; None where nothing asked for it."""
 
 
+_OPTIONS: dict[str, Any] = {
+    "n_threads": None,
+    "backend": "auto",
+    "ema_decay": None,
+    "ema_warmup": False,
+    "copy_dtype": None,
+    "grad_dtype": None,
+    "state_dtype": "float32",
+    "seed": 0,
+    "master": None,
+}
+"""The options and their defaults."""
+_STEP_OPTIONS = tuple(StepOptions.__annotations__)
 _APPLIED = StepInfo(True, None)
 _UNSCALED = 1.0
 """The default grad_scale, told from others by identity: the comparison costs a tenth of a small step."""
@@ -142,7 +155,14 @@ def scale_name(state: str) -> str:
     return f"{state}_scale"
 
 
-class Optimizer:
+class _Listing(type):
+    """Leaves the words of the rule language out of `dir` and `help`: they speak to the engine, not to users."""
+
+    def __dir__(cls) -> list[str]:
+        return [name for name in super().__dir__() if name not in RULE_WORDS]
+
+
+class Optimizer(metaclass=_Listing):
     """What all optimizers of fastopt share.
 
     Parameters
@@ -152,33 +172,34 @@ class Optimizer:
         or a list of param groups, dicts with ``"params"`` and the hyperparameters that differ there. Arrays
         must be C-contiguous, writable, of native byte order, and must not overlap. None leaves the
         parameters to `update`.
-    n_threads : int >= 1 or None
+    n_threads : int >= 1 or None, default None
         Threads of a step at most; None for the process-wide number (`set_num_threads`). Never changes a bit
         of the result.
-    backend : {"auto", "cpu", "cuda", "reference"}
+    backend : {"auto", "cpu", "cuda", "reference"}, default "auto"
         "cpu" runs the compiled kernels, "reference" the NumPy text, "cuda" the kernels for NVIDIA GPUs, on arrays of
         Numba, CuPy or PyTorch. "auto" is "cuda" for such arrays, else "cpu", or what the environment variable
         FASTOPT_BACKEND says.
-    ema_decay : float in [0, 1] or None
+    ema_decay : float in [0, 1] or None, default None
         Keep an exponential moving average of the parameters, ``ema = ema_decay * ema + (1 - ema_decay) * p``
         after every step, starting from the parameters as they are now: see `ema` and `swap_ema`.
     ema_warmup : bool, default False
         Average with ``min(ema_decay, (1 + t) / (10 + t))`` in place of `ema_decay`, so that the first averages are
-        not those of the initial parameters [1]_. t is the parameter's own ``"step"`` after the step: 1 in its first,
+        not those of the initial parameters, as TensorFlow's `tf.train.ExponentialMovingAverage` does with
+        ``num_updates`` and the package torch-ema. t is the parameter's own ``"step"`` after the step: 1 in its first,
         whose decay is 2/11; a step without its gradient, or one that is skipped, does not count.
-    copy_dtype : {"bfloat16", "float16"} or None
+    copy_dtype : {"bfloat16", "float16"} or None, default None
         Keep a copy of the parameters in low precision, rounded to nearest even after every step: see
         `params_copy`.
-    grad_dtype : "bfloat16" or None
+    grad_dtype : "bfloat16" or None, default None
         Take uint16 gradients for bfloat16 numbers. Float32, float16 and (from ml_dtypes) bfloat16 gradients
         need no word.
-    state_dtype : {"float32", "bfloat16", "8bit"}
+    state_dtype : {"float32", "bfloat16", "8bit"}, default "float32"
         How state arrays are kept: 4, 2 or 1.03 bytes a parameter each. The step still computes in float32; only what
         stays in memory is rounded, stochastically, so that averages neither stall nor drift. In 8 bits, 64
         neighbours in an array share a scale; averaged parameters take bfloat16 there.
     seed : int in [0, 2**64), default 0
         Of the stochastic rounding: the same seed gives the same bits, whatever the threads and instruction set.
-    master : "split" or None
+    master : "split" or None, default None
         Parameters are bfloat16 (uint16, or `ml_dtypes.bfloat16`), and the optimizer keeps the 16 bits that each
         lacks beside them: together they are exactly the float32 parameter that is trained, see `master_params`.
         The array holds the nearest bfloat16, halfway cases away from zero.
@@ -190,11 +211,10 @@ class Optimizer:
     ValueError
         For hyperparameters out of bounds, arrays of the wrong layout, overlapping or repeated arrays, an
         empty list of parameters and a backend that is not available.
-
-    References
-    ----------
-    .. [1] Formula of TensorFlow's `tf.train.ExponentialMovingAverage` with ``num_updates``, which counts the update
-       itself, as in the package torch-ema.
+    AttributeError
+        When an attribute is set that would count for nothing: a hyperparameter, which belongs into `param_groups`,
+        an option, or a name that there is not. A subclass of yours may have attributes of its own, unless their names
+        are almost that of a hyperparameter or an option.
     """
 
     spec: ClassVar[Spec]
@@ -222,28 +242,35 @@ class Optimizer:
 
     def __init__(self, params: Params | None, arguments: Mapping[str, Any]) -> None:
         """`arguments`: those of the subclass's ``__init__``, the hyperparameters and ``options`` among them."""
-        options: Options = arguments["options"]
-        unknown = [name for name in options if name not in Options.__annotations__]
+        options: dict[str, Any] = {**_OPTIONS, **arguments["options"]}
+        unknown = [name for name in options if name not in _OPTIONS]
         if unknown:
-            raise TypeError(f"{self._name}: unknown arguments {unknown}; known are {', '.join(self.spec.hypers)}")
-        self.defaults: dict[str, Any] = self.spec.check(arguments)
-        """Hyperparameters of a param group that does not set its own."""
+            words = ("params", *self.spec.hypers, *_OPTIONS)
+            hints = [
+                f"; {name} is an option of step()" if name in _STEP_OPTIONS else did_you_mean(name, words)
+                for name in unknown
+            ]
+            raise TypeError(
+                f"{self._name}: unknown arguments {unknown}{''.join(hints)}; the hyperparameters are "
+                f"{', '.join(self.spec.hypers)}; the options are {', '.join(_OPTIONS)}"
+            )
+        self._defaults = self.spec.check(arguments)
         params = _listed(params)
-        self._backend_asked = options.get("backend", "auto")
+        self._backend_asked = options["backend"]
         self._choose_backend(params)
-        self._ema_decay = self._optional("ema_decay", Real(0.0, 1.0), options.get("ema_decay"))
-        self._ema_warmup = Switch().check(self._name, "ema_warmup", options.get("ema_warmup", False))
+        self._ema_decay = self._optional("ema_decay", Real(0.0, 1.0), options["ema_decay"])
+        self._ema_warmup = Switch().check(self._name, "ema_warmup", options["ema_warmup"])
         if self._ema_warmup and self._ema_decay is None:
             raise ValueError(f"{self._name}: ema_warmup=True needs ema_decay, got None")
-        self._copy_dtype = self._one_of("copy_dtype", ("bfloat16", "float16"), options.get("copy_dtype"))
-        self._grad_dtype = self._one_of("grad_dtype", ("bfloat16",), options.get("grad_dtype"))
-        state_dtype = options.get("state_dtype", "float32")
+        self._copy_dtype = self._one_of("copy_dtype", ("bfloat16", "float16"), options["copy_dtype"])
+        self._grad_dtype = self._one_of("grad_dtype", ("bfloat16",), options["grad_dtype"])
+        state_dtype = options["state_dtype"]
         if not isinstance(state_dtype, str) or state_dtype not in _codecs.STATE_DTYPES:
             known = " or ".join(map(repr, _codecs.STATE_DTYPES))
             raise ValueError(f"{self._name}: state_dtype must be {known}, got {state_dtype!r}")
         self._state_dtype: str = state_dtype
-        self._seed = self._check_seed(options.get("seed", 0))
-        self._master = self._one_of("master", ("split",), options.get("master"))
+        self._seed = self._check_seed(options["seed"])
+        self._master = self._one_of("master", ("split",), options["master"])
         self._param_groups: list[dict[str, Any]] = []
         self._tensors: list[_Tensor] = []
         self._names: tuple[str, ...] | None = None
@@ -255,7 +282,7 @@ class Optimizer:
         self._members: list[list[_Tensor]] = []
         self._ema_is_in = False
         self._by_update = params is None
-        self.n_threads = options.get("n_threads")
+        self.n_threads = options["n_threads"]
         if params is None:
             self._structure = "mapping"
             self._names = ()
@@ -284,6 +311,20 @@ class Optimizer:
             )
 
     # --- What users see
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name not in RULE_WORDS]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what can be set, such as `n_threads`, and refuse what would count for nothing: see `Optimizer`."""
+        if not name.startswith("_"):
+            self._check_settable(name)
+        object.__setattr__(self, name, value)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Hyperparameters of a param group that does not set its own, as the constructor got them."""
+        return self._defaults
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -718,9 +759,22 @@ class Optimizer:
         _state_dict.load(self, state_dict)
 
     def __repr__(self) -> str:
+        """The hyperparameters of every param group as they are now, and the options that are not at their defaults."""
         n = sum(tensor.size for tensor in self._tensors)
-        values = ", ".join(f"{name}={value!r}" for name, value in self.defaults.items())
-        return f"<{self._name}({values}) of {n} parameters in {len(self._tensors)} tensors, backend {self.backend}>"
+        options = {"backend": self.backend} | {
+            name: value for name, value in self._options().items() if name != "backend" and value != _OPTIONS[name]
+        }
+        tensors = "1 tensor" if len(self._tensors) == 1 else f"{len(self._tensors):,} tensors"
+        of = f"of {n:,} parameters in {tensors}, {_shown(options)}"
+        groups = [{key: value for key, value in group.items() if key != "params"} for group in self._param_groups]
+        if len(groups) == 1:
+            return f"<{self._name}({_shown(groups[0])}) {of}>"
+        sizes = [sum(tensor.size for tensor in self._tensors if tensor.group == k) for k in range(len(groups))]
+        lines = [
+            f"\n  param_groups[{k}] of {size:,} parameters: {_shown(group)}"
+            for k, (group, size) in enumerate(zip(groups, sizes, strict=True))
+        ]
+        return f"<{self._name} {of}{''.join(lines)}>"
 
     def __getstate__(self) -> dict[str, Any]:
         if self.backend == "cuda":
@@ -731,17 +785,7 @@ class Optimizer:
             "names": self._names,
             "tensors": [(tensor.array, tensor.label, tensor.group) for tensor in self._tensors],
             "defaults": self.defaults,
-            "options": {
-                "n_threads": self._n_threads,
-                "backend": self.backend,
-                "ema_decay": self._ema_decay,
-                "ema_warmup": self._ema_warmup,
-                "copy_dtype": self._copy_dtype,
-                "grad_dtype": self._grad_dtype,
-                "state_dtype": self._state_dtype,
-                "seed": self._seed,
-                "master": self._master,
-            },
+            "options": self._options(),
             "state_dict": self.state_dict(),
         }
 
@@ -763,6 +807,37 @@ class Optimizer:
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+    def _check_settable(self, name: str) -> None:
+        """Raise AttributeError unless setting the public attribute `name` is of use."""
+        cls = type(self)
+        if name in self.spec.hypers:
+            raise AttributeError(
+                f"{self._name}: {name} is a value of each param group: set opt.param_groups[0][{name!r}]"
+            )
+        if name in _OPTIONS and name != "n_threads":
+            raise AttributeError(f"{self._name}: {name} is chosen at construction: {self._name}(..., {name}=...)")
+        if name in vars(self) or (hasattr(cls, name) and name not in RULE_WORDS):
+            return  # properties say themselves what cannot be set
+        known = (*self.spec.hypers, *_OPTIONS)
+        is_of_a_user = cls is not self.spec.cls
+        hint = did_you_mean(name, known, 0.8) if is_of_a_user else did_you_mean(name, (*known, *dir(cls)))
+        if hint or not is_of_a_user:
+            raise AttributeError(f"{self._name}: no attribute {name!r} to set{hint}")
+
+    def _options(self) -> dict[str, Any]:
+        """The options as they are now, under the names that the constructor takes them by."""
+        return {
+            "n_threads": self._n_threads,
+            "backend": self.backend,
+            "ema_decay": self._ema_decay,
+            "ema_warmup": self._ema_warmup,
+            "copy_dtype": self._copy_dtype,
+            "grad_dtype": self._grad_dtype,
+            "state_dtype": self._state_dtype,
+            "seed": self._seed,
+            "master": self._master,
+        }
 
     def _structured(self, values: list[Any]) -> Any:
         """`values`, one for each parameter, as a list or as a dict by their names."""
@@ -858,8 +933,9 @@ class Optimizer:
                 raise TypeError(f"{self._name}: a param group must be a dict with 'params', got {group!r:.80}")
             unknown = [key for key in group if key not in ("params", *self.spec.hypers, *_KEPT_FOR_OTHERS)]
             if unknown:
+                hints = "".join(did_you_mean(key, self.spec.hypers) for key in unknown)
                 raise TypeError(
-                    f"{self._name}: unknown hyperparameters {unknown} in a param group; known are "
+                    f"{self._name}: unknown hyperparameters {unknown} in a param group{hints}; known are "
                     f"{', '.join(self.spec.hypers)}"
                 )
             extra = {key: group[key] for key in _KEPT_FOR_OTHERS if key in group}
@@ -1048,6 +1124,7 @@ class Optimizer:
                 f"{', '.join(map(repr, self.spec.hypers))}"
                 + (f"; missing {missing}" if missing else "")
                 + (f"; unknown {unknown}" if unknown else "")
+                + "".join(did_you_mean(key, self.spec.hypers) for key in unknown)
             )
         members = self._members[k]
         params = group["params"]
@@ -1105,6 +1182,11 @@ def _listed(params: Any) -> Any:
         if isinstance(item, dict) and "params" in item:
             items[k] = {**item, "params": _listed(item["params"])}
     return items
+
+
+def _shown(values: Mapping[str, Any]) -> str:
+    """Values as arguments are written."""
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 def _is_array(value: Any) -> bool:

@@ -10,7 +10,7 @@ import itertools
 import math
 import numbers
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -150,6 +150,13 @@ STATE_KINDS = ("signed", "unsigned", "weights")
 would lose what an average is for."""
 
 
+RULE_WORDS = (
+    *("rule", "scalars", "reference", "states", "state_kinds", "optional_states", "derived_states", "running", "trust"),
+    *("trust_ratio", "flags", "fixed_flags", "check_together", "decoupled_weight_decay", "spec"),
+)
+"""Attributes of an optimizer's class that describe its rule, and the `Spec` that they end up in."""
+
+
 class Spec:
     """Everything that the engine, the generators, the tests and the documentation know of one optimizer.
 
@@ -262,6 +269,22 @@ class Spec:
         """Initial value of every element of `state` under the hyperparameters `values`."""
         value = self.states[state]
         return float(values[value] if isinstance(value, str) else value)
+
+
+_OTHER_WORDS = {"learning_rate": "lr", "wd": "weight_decay"}
+"""What other libraries call a hyperparameter, where no spelling tells."""
+
+
+def did_you_mean(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The end of an error message: the word among `known` that `name` looks most like, or nothing."""
+    import difflib  # not needed until somebody errs
+
+    if not isinstance(name, str):
+        return ""
+    known = list(known)
+    nearest = [word for word in known if word == _OTHER_WORDS.get(name)]
+    nearest += difflib.get_close_matches(name, known, 1, cutoff)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def _kind(annotation: Any) -> Kind | None:

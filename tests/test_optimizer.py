@@ -761,7 +761,20 @@ def test_importing_fastopt_imports_nothing_optional():
 def test_repr_names_the_hyperparameters_and_sizes(spec):
     text = repr(spec.cls([np.ones((2, 3), F32)]))
     assert text.startswith(f"<{spec.name}(lr=")
-    assert "of 6 parameters in 1 tensors, backend cpu>" in text
+    assert "of 6 parameters in 1 tensor, backend='cpu'>" in text
+
+
+def test_repr_shows_the_values_of_every_group_as_they_are_now():
+    optimizer = fastopt.Adam([{"params": [np.ones(3, F32)]}, {"params": [np.ones(5, F32)], "lr": 0.5}])
+    optimizer.param_groups[0]["lr"] = 0.25
+    _, first, second = repr(optimizer).splitlines()
+    assert "param_groups[0] of 3 parameters: lr=0.25, betas=(0.9, 0.999)" in first
+    assert "param_groups[1] of 5 parameters: lr=0.5, betas=(0.9, 0.999)" in second
+
+
+def test_repr_shows_the_options():
+    text = repr(fastopt.Adam(np.ones(3, F32), ema_decay=0.99, state_dtype="8bit", n_threads=1))
+    assert "backend='cpu', n_threads=1, ema_decay=0.99, state_dtype='8bit'>" in text
 
 
 def test_a_step_is_index_safe_beyond_two_to_the_31_elements():

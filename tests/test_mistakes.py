@@ -1,0 +1,112 @@
+"""What is easily mistyped or misunderstood in the first hour is refused with the word that mends it."""
+
+import numpy as np
+import pytest
+
+import fastopt
+
+F32 = np.float32
+
+
+def ones(*shape):
+    return np.ones(shape, F32)
+
+
+# --- Attributes
+
+
+def test_a_hyperparameter_set_as_an_attribute_is_refused_with_the_place_where_it_is_set():
+    optimizer = fastopt.Adam([ones(3)])
+    with pytest.raises(
+        AttributeError, match=r"Adam: lr is a value of each param group: set opt.param_groups\[0\]\['lr'\]"
+    ):
+        optimizer.lr = 0.1
+
+
+def test_a_misspelt_attribute_is_refused_with_the_nearest_word():
+    optimizer = fastopt.Adam([ones(3)])
+    with pytest.raises(AttributeError, match="no attribute 'n_treads' to set; did you mean 'n_threads'"):
+        optimizer.n_treads = 3
+
+
+def test_an_option_set_after_construction_is_refused():
+    optimizer = fastopt.Adam([ones(3)])
+    with pytest.raises(AttributeError, match=r"Adam: ema_decay is chosen at construction: Adam\(..., ema_decay=...\)"):
+        optimizer.ema_decay = 0.9
+
+
+def test_words_of_the_rule_language_cannot_be_set_on_an_optimizer():
+    optimizer = fastopt.Adam([ones(3)])
+    with pytest.raises(AttributeError, match="no attribute 'rule' to set"):
+        optimizer.rule = None
+
+
+def test_a_users_subclass_may_have_attributes_of_its_own():
+    class Counting(fastopt.Adam):
+        def __init__(self, params):
+            super().__init__(params)
+            self.steps = 0
+            self.history = []
+
+    assert Counting([ones(3)]).history == []
+
+
+def test_a_users_subclass_cannot_misspell_a_word_either():
+    class Own(fastopt.Adam):
+        pass
+
+    optimizer = Own([ones(3)])
+    with pytest.raises(AttributeError, match="did you mean 'n_threads'"):
+        optimizer.n_treads = 3
+    with pytest.raises(AttributeError, match="Own: lr is a value of each param group"):
+        optimizer.lr = 0.1
+
+
+def test_a_method_can_be_wrapped_as_learning_rate_schedulers_do():
+    optimizer = fastopt.SGD([p := ones(3)], lr=1.0)
+    step, calls = optimizer.step, []
+    optimizer.step = lambda grads: (calls.append(1), step(grads))
+    optimizer.step([ones(3)])
+    assert (calls, p.tolist()) == ([1], [0, 0, 0])
+
+
+# --- Arguments
+
+
+def test_a_misspelt_option_is_answered_with_every_word_and_the_nearest():
+    with pytest.raises(TypeError, match=r"unknown arguments \['ema_decy'\]; did you mean 'ema_decay'\?") as raised:
+        fastopt.AdamW([ones(3)], ema_decy=0.9)
+    listed = str(raised.value).split("; ", 2)[2]
+    known = [
+        *fastopt.AdamW([ones(3)]).defaults,
+        "n_threads",
+        "backend",
+        "ema_decay",
+        "copy_dtype",
+        "state_dtype",
+        "master",
+    ]
+    assert [word for word in known if word not in listed] == []
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("learning_rate", "lr"), ("beta", "betas"), ("epsilon", "eps")])
+def test_what_others_call_a_hyperparameter_is_answered_with_its_name_here(wrong, right):
+    with pytest.raises(TypeError, match=f"did you mean '{right}'"):
+        fastopt.Adam([ones(3)], **{wrong: 0.1})
+
+
+def test_an_option_of_step_given_to_the_constructor_is_said_to_be_one():
+    with pytest.raises(TypeError, match=r"max_norm is an option of step\(\)"):
+        fastopt.Adam([ones(3)], max_norm=1.0)
+
+
+def test_a_misspelt_hyperparameter_of_a_group_is_answered_with_the_nearest_word():
+    with pytest.raises(TypeError, match=r"unknown hyperparameters \['weightdecay'\].*did you mean 'weight_decay'"):
+        fastopt.Adam([{"params": [ones(3)], "weightdecay": 0.1}])
+
+
+def test_a_misspelt_key_of_a_group_is_answered_with_the_nearest_word_at_the_next_step():
+    optimizer = fastopt.Adam([ones(3)])
+    optimizer.param_groups[0]["weightdecay"] = 0.1
+    with pytest.raises(ValueError, match=r"unknown \['weightdecay'\]; did you mean 'weight_decay'"):
+        optimizer.step([ones(3)])
