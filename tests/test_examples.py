@@ -6,6 +6,7 @@ Each script of `examples/` is run once; the tests look at the names it leaves be
 import contextlib
 import functools
 import io
+import re
 import runpy
 import time
 import warnings
@@ -168,3 +169,41 @@ def test_rates_per_coordinate_lead_in_a_valley_along_the_axes():
 def test_sgd_zigzags_at_its_best_rate_too():
     _, path = run("narrow_valley").found["best"]["SGD"]
     assert turns(path) == len(path) - 1
+
+
+# --- Three ways down a line
+
+
+@pytest.mark.parametrize(("way", "updates"), [("full batch", 50), ("mini-batch", 2000), ("stochastic", 50_000)])
+def test_the_batch_decides_how_many_updates_50_epochs_make(way, updates):
+    example = run("three_ways_down_a_line")
+    assert len(example.found["paths"][way]) - 1 == updates
+    assert re.search(rf"{way} +{updates} ", example.printed)
+
+
+@pytest.mark.parametrize(("way", "near"), [("mini-batch", 0.05), ("stochastic", 0.2)])
+def test_the_fitted_lines_are_near_the_true_one(way, near):
+    np.testing.assert_allclose(run("three_ways_down_a_line").found["paths"][way][-1], [3.5, 4], atol=near)
+
+
+def test_a_full_batch_is_on_its_way_after_50_updates_and_there_after_5_at_a_larger_rate():
+    found = run("three_ways_down_a_line").found
+    assert np.linalg.norm(found["paths"]["full batch"][-1] - [3.5, 4]) > 0.5
+    np.testing.assert_allclose(found["fast"][5], found["best"], atol=2e-3)
+
+
+def test_stochastic_descent_has_learned_most_after_one_epoch():
+    found = run("three_ways_down_a_line").found
+    after = {way: found["excess"](path)[(len(path) - 1) // 50] for way, path in found["paths"].items()}
+    assert after["stochastic"] < after["mini-batch"] / 10 < after["full batch"] / 10
+
+
+@pytest.mark.parametrize("way", ["stochastic", "mini-batch, samples drawn anew"])
+def test_the_noise_at_the_bottom_is_that_of_the_formula(way):
+    measured, formula = run("three_ways_down_a_line").found["noise"][way]
+    assert measured == pytest.approx(formula, rel=0.2)
+
+
+def test_a_shuffled_order_is_quieter_than_samples_drawn_anew():
+    noise = run("three_ways_down_a_line").found["noise"]
+    assert noise["mini-batch, shuffled"][0] < 0.6 * noise["mini-batch, samples drawn anew"][0]
