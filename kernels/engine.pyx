@@ -10,8 +10,7 @@ hyperparameters. `Plan.step` goes through five rooms, and writes only in the las
 4. scalars    host scalars of every (group, step count); tensors become segments: pointers, length, scalars
 5. run        segments are cut into tiles and shared out over the threads
 
-`Plan.accumulate` goes through the rooms 2 and 5 alone: it adds gradients to float32 sums, which a step without
-gradients takes and clears. An optimizer with a trust ratio (`trust`) takes room 5 in two passes: norms of every tensor, then the update.
+An optimizer with a trust ratio (`trust`) takes room 5 in two passes: norms of every tensor, then the update.
 
 A tile stays in the cache while the stages that are on run over it: decode the gradient, clip it, the rule,
 average the weights, copy them in low precision, zero the gradient. A stage that is off costs nothing.
@@ -119,10 +118,9 @@ cdef enum:
 cdef enum:
     NO_TRUST, TRUST_UPDATE, TRUST_GRADIENT
 
-# What a pass over the tiles does: the whole step; of a step with a trust ratio its norms, or what comes after; or
-# adding gradients to their sums.
+# What a pass over the tiles does: the whole step; of a step with a trust ratio its norms, or what comes after.
 cdef enum:
-    WHOLE, MEASURE, FINISH, ACCUMULATE
+    WHOLE, MEASURE, FINISH
 
 OPENMP = bool(HAVE_OPENMP)
 
@@ -237,7 +235,7 @@ cdef class Ranges:
 # --- Running segments -------------------------------------------------------------------------------------
 
 cdef struct Segment:
-    float* p                     # NULL where parameters are split; sums of gradients where these are added up
+    float* p                     # NULL where parameters are split
     uint16_t* high               # the halves of split parameters
     uint16_t* low
     void* states[MAX_STATES + 1]  # those that the kernel uses, and the update if it gives one
@@ -349,15 +347,6 @@ cdef void run_surrounded_tile(
             stages.encode_float16(p, segment.copy + at, n)
     if pipeline.zeroes:
         memset(segment.gradient + at * item_size(segment.storage), 0, n * item_size(segment.storage))
-
-
-cdef void accumulate_tile(
-    const Segment* segment, Py_ssize_t at, Py_ssize_t n, const Pipeline* pipeline
-) noexcept nogil:
-    """Add gradients [at, at + n) to their sums."""
-    cdef float gradient[TILE_ELEMENTS]
-    cdef const float* g = clipped_gradient(segment, at, n, pipeline, False, gradient)
-    pipeline.stages.accumulate(g, segment.p + at, n)
 
 
 cdef void measure_block(const Segment* segment, Py_ssize_t block, const Pipeline* pipeline) noexcept nogil:
@@ -494,10 +483,6 @@ cdef void run_share(
                     segments[k].scales, at, min(<Py_ssize_t>TILE_ELEMENTS, stop - at), segments[k].scalars,
                     &segments[k].context
                 )
-                at += TILE_ELEMENTS
-        elif pipeline.phase == ACCUMULATE:
-            while at < stop:
-                accumulate_tile(&segments[k], at, min(<Py_ssize_t>TILE_ELEMENTS, stop - at), pipeline)
                 at += TILE_ELEMENTS
         else:
             while at < stop:
@@ -660,8 +645,6 @@ cdef struct Tensor:
     float* ema
     uint16_t* copy
     float* update
-    float* sums                   # of gradients; NULL until some are accumulated
-    bint has_sums                 # whether gradients were added to them since the last step
     const void* checked_gradient  # data of the last gradient that was found not to overlap anything written
     int checked_storage
 
@@ -766,9 +749,6 @@ cdef class Plan:
     cdef float* scalars
     cdef object held  # the gradients, so that nobody can free them while threads read them
     cdef list gathered
-    cdef list sums  # the arrays of all tensors' sums, or None
-    cdef readonly Py_ssize_t n_accumulated
-    """Calls of `accumulate` that no step has used."""
     cdef bint keeps_gradients  # whether `gather_one` lists them there
     cdef Pipeline pipeline
     cdef Piece* pieces
@@ -994,12 +974,12 @@ cdef class Plan:
 
     cdef int gather_one(self, Py_ssize_t i, object gradient) except -1:
         cdef Tensor* t = &self.tensors[i]
+        cdef cnp.ndarray p = <cnp.ndarray>PyList_GET_ITEM(self.arrays, i)
         cdef const void* data
         cdef Py_ssize_t found
         cdef int storage = FLOAT32
         if gradient is None:
             return 0
-        self.check_tensor(i)
         if not is_gradient_for(gradient, t, cnp.NPY_FLOAT32):
             if is_gradient_for(gradient, t, cnp.NPY_FLOAT16):
                 storage = FLOAT16
@@ -1011,26 +991,6 @@ cdef class Plan:
                 ]
                 if storage == BFLOAT16:
                     self.bfloat16_type = cnp.PyArray_TYPE(<cnp.ndarray>gradient)
-        data = cnp.PyArray_DATA(<cnp.ndarray>gradient)
-        if data != t.checked_gradient or storage != t.checked_storage:
-            found = self.ranges.find(<uintptr_t>data, <uintptr_t>data + <uintptr_t>(t.n * item_size(storage)))
-            if found >= 0:
-                _buffers.refuse_overlapping_gradient(self.optimizer(), i, self.written[found][1])
-            t.checked_gradient = data
-            t.checked_storage = storage
-        self.active[self.n_active].tensor = i
-        self.active[self.n_active].gradient = <char*>data
-        self.active[self.n_active].storage = storage
-        self.active[self.n_active].array = <PyObject*>gradient
-        self.n_active += 1
-        if self.keeps_gradients:
-            self.gathered.append((i, gradient))
-        return 0
-
-    cdef int check_tensor(self, Py_ssize_t i) except -1:
-        """See that a parameter is what the plan knows, and that its step count is one."""
-        cdef Tensor* t = &self.tensors[i]
-        cdef cnp.ndarray p = <cnp.ndarray>PyList_GET_ITEM(self.arrays, i)
         # Not the shape's numbers: they lie beside the data, which other threads write.
         if (
             not cnp.PyArray_ISWRITEABLE(p)
@@ -1039,8 +999,22 @@ cdef class Plan:
             or cnp.PyArray_NDIM(p) != t.n_dims
         ):
             _buffers.refuse_changed_parameter(self.optimizer(), i)
+        data = cnp.PyArray_DATA(<cnp.ndarray>gradient)
+        if data != t.checked_gradient or storage != t.checked_storage:
+            found = self.ranges.find(<uintptr_t>data, <uintptr_t>data + <uintptr_t>(t.n * item_size(storage)))
+            if found >= 0:
+                _buffers.refuse_overlapping_gradient(self.optimizer(), i, self.written[found][1])
+            t.checked_gradient = data
+            t.checked_storage = storage
         if t.step[0] < 0 or t.step[0] >= MAX_STEP:
             _buffers.refuse_step(self.optimizer(), i, t.step[0])
+        self.active[self.n_active].tensor = i
+        self.active[self.n_active].gradient = <char*>data
+        self.active[self.n_active].storage = storage
+        self.active[self.n_active].array = <PyObject*>gradient
+        self.n_active += 1
+        if self.keeps_gradients:
+            self.gathered.append((i, gradient))
         return 0
 
     cdef int check_zeroable(self, object gradients) except -1:
