@@ -207,3 +207,72 @@ def test_the_noise_at_the_bottom_is_that_of_the_formula(way):
 def test_a_shuffled_order_is_quieter_than_samples_drawn_anew():
     noise = run("three_ways_down_a_line").found["noise"]
     assert noise["mini-batch, shuffled"][0] < 0.6 * noise["mini-batch, samples drawn anew"][0]
+
+
+# --- Stuck, but where?
+
+
+@pytest.mark.parametrize("point", [(0.3, -0.8), (1.5, 2.0), (-0.7, 0.4)])
+def test_gradient_and_hessian_of_the_two_weights_are_those_of_finite_differences(point):
+    found = run("stuck_but_where").found
+    point, h = np.array(point), 1e-5
+    for function, derivative in [("loss", "gradient"), ("gradient", "hessian")]:
+        f = found[function]
+        expected = [(f(point + h * axis) - f(point - h * axis)) / (2 * h) for axis in np.eye(2)]
+        np.testing.assert_allclose(found[derivative](point), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_the_eigenvalues_tell_two_minima_from_a_saddle():
+    found = run("stuck_but_where").found
+    assert found["kinds"] == ["minimum", "saddle", "minimum"]
+    np.testing.assert_allclose(found["points"], [(-1.2, -1.5), (0, 0), (1.2, 1.5)], atol=1e-9)
+
+
+def test_no_optimizer_moves_where_the_gradient_is_zero():
+    assert run("stuck_but_where").found["moved"] == []
+    assert (
+        f"{len(fastopt.optimizers.__all__)} optimizers that start at the saddle, 0 move"
+        in run("stuck_but_where").printed
+    )
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_nudge_along_the_eigenvector_leaves_the_saddle_for_the_minimum_on_its_side(sign):
+    np.testing.assert_allclose(run("stuck_but_where").found["ways"][sign][-1], [sign * 1.2, sign * 1.5], atol=0.02)
+
+
+def test_on_the_way_the_gradient_is_small_twice_and_the_smallest_eigenvalue_changes_its_sign_once():
+    found = run("stuck_but_where").found
+    assert max(found["sizes"]) > 10 * max(found["sizes"][0], found["sizes"][-1])
+    signs = np.sign(found["smallest"])
+    assert signs[0] == -1
+    assert np.count_nonzero(np.diff(signs)) == 1
+
+
+@pytest.mark.parametrize("name", ["SGD", "Momentum"])
+def test_the_distance_from_the_saddle_grows_by_the_predicted_factor(name):
+    found = run("stuck_but_where").found
+    distance = np.abs((found["escapes"][name] - found["saddle"]) @ found["down"])
+    near = distance[(distance > 1e-3) & (distance < 1e-1)]
+    assert np.mean(near[1:] / near[:-1]) == pytest.approx(found["growth"][name], rel=1e-3)
+
+
+def test_every_optimizer_leaves_the_saddle_and_sgd_last():
+    left_after = run("stuck_but_where").found["left_after"]
+    assert all(steps > 0 for steps in left_after.values())
+    assert left_after["SGD"] > 4 * left_after["Momentum"]
+    assert max(left_after["Adam"], left_after["RMSprop"]) < left_after["Nesterov"] <= left_after["Momentum"]
+
+
+def test_the_share_of_negative_eigenvalues_grows_with_dimension():
+    found = run("stuck_but_where").found
+    assert found["share"] == sorted(found["share"])
+    assert found["share"][0] < 0.02 < 0.4 < found["share"][-1]
+    assert found["in_networks"][0] < 0.4 < 0.45 < min(found["in_networks"][-3:])
+
+
+def test_minima_become_rare_with_dimension():
+    chance = run("stuck_but_where").found["chance"]
+    assert chance == sorted(chance, reverse=True)
+    assert chance[0] > 0.98
+    assert chance[-1] == 0
