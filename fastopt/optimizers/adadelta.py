@@ -31,6 +31,17 @@ class Adadelta(Optimizer):
     weight_decay : float >= 0, default 0
         L2 penalty, added to the gradient.
 
+    See Also
+    --------
+    RMSprop : One running mean instead of two, and a learning rate to tune.
+    Adagrad : What it was made to mend: steps that only shrink.
+
+    Notes
+    -----
+    Choose it where no learning rate can be tuned: the ratio of the two means has the units of the parameter, so 1.0
+    is a sensible `lr` whatever the scale of the loss. It starts slowly, because the mean of squared steps starts
+    from 0 and grows from `eps`. Where a learning rate can be tuned, Adam usually gets further in the same time.
+
     References
     ----------
     Zeiler: ADADELTA: an adaptive learning rate method, arXiv:1212.5701.

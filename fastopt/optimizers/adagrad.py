@@ -31,6 +31,18 @@ class Adagrad(Optimizer):
     eps : float >= 0, default 1e-10
         Added to the denominator.
 
+    See Also
+    --------
+    RMSprop : Forgets old gradients, so its steps do not die out.
+    Adadelta : Forgets, and needs no learning rate.
+    Adam : Forgets, and adds momentum.
+
+    Notes
+    -----
+    Choose it for features that appear seldom: each parameter's rate falls only with its own gradients, so what is
+    rare keeps large steps. On long runs of dense networks the sum grows without bound and learning comes to a halt,
+    which RMSprop and Adam mend. The first step is `lr` long for every parameter, however small its gradient.
+
     References
     ----------
     Duchi, Hazan, Singer: Adaptive subgradient methods for online learning and stochastic optimization,

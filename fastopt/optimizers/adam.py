@@ -34,6 +34,20 @@ class Adam(Optimizer):
     decoupled_weight_decay : bool, default False
         Shrink the parameter by ``1 - lr * weight_decay`` instead, which makes this `AdamW`.
 
+    See Also
+    --------
+    AdamW : The same with decoupled weight decay: prefer it whenever weights decay.
+    NAdam : With Nesterov's look ahead.
+    RAdam : With a warm-up built in.
+    Adamax : With the largest gradient in place of the root mean square.
+    Lion : Half the state.
+
+    Notes
+    -----
+    The usual first try. Steps are about `lr` long whatever the scale of the gradient, so one rate serves layers
+    that differ widely. It wants a warm-up on transformers, and in image models it often ends behind well-tuned SGD
+    with momentum. `amsgrad` helps where rare large gradients matter and the second moment forgets them too soon.
+
     References
     ----------
     Kingma, Ba: Adam: a method for stochastic optimization, arXiv:1412.6980; amsgrad: Reddi, Kale, Kumar:

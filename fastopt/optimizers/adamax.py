@@ -32,6 +32,16 @@ class Adamax(Optimizer):
     weight_decay : float >= 0, default 0
         L2 penalty, added to the gradient.
 
+    See Also
+    --------
+    Adam : The root mean square instead of the largest gradient.
+
+    Notes
+    -----
+    Choose it where gradients come in bursts, as of embeddings: the largest recent gradient sets the step at once,
+    and a run of small ones lets it grow again only slowly. It is otherwise close to Adam, and is less often tuned
+    for.
+
     References
     ----------
     Kingma, Ba: Adam: a method for stochastic optimization, arXiv:1412.6980, section 7.

@@ -32,6 +32,18 @@ class AdamW(Adam):
     amsgrad : bool, default False
         Take the largest :math:`v` seen so far in the denominator.
 
+    See Also
+    --------
+    Adam : Weight decay in the gradient: an L2 penalty, which the second moment then rescales.
+    LAMB : For batches of thousands.
+    Lion : Half the state, decoupled decay as well.
+
+    Notes
+    -----
+    The usual choice for transformers and most new networks. The decay is not divided by the second moment, so it
+    shrinks all weights alike, and can be tuned apart from `lr`. As it is multiplied by `lr`, a schedule takes the
+    decay along.
+
     References
     ----------
     Loshchilov, Hutter: Decoupled weight decay regularization, arXiv:1711.05101.

@@ -34,6 +34,16 @@ class ASGD(Optimizer):
     weight_decay : float >= 0, default 0
         L2 penalty, added to the gradient.
 
+    See Also
+    --------
+    SGD : The same steps with a constant rate, without an average.
+
+    Notes
+    -----
+    Choose it for convex problems with noisy gradients, where the average of the path converges faster than its end:
+    evaluate with the state `ax`, and set `t0` to the step from which on to average. For networks, take any
+    optimizer with the option `ema_decay`, whose average forgets.
+
     References
     ----------
     Polyak, Juditsky: Acceleration of stochastic approximation by averaging, 1992; the schedule of the

@@ -34,6 +34,17 @@ class LAMB(Adam):
     weight_decay : float >= 0, default 0
         Weight decay (lambda), inside the norm of the update.
 
+    See Also
+    --------
+    AdamW : The same without the trust ratio, for batches of usual size.
+    LARS : The same idea around momentum.
+
+    Notes
+    -----
+    Choose it for batches of thousands, where a learning rate that suits one layer breaks another: every array moves
+    by about `lr` times its own norm. Biases and the scales of normalisation layers are often left out of the ratio:
+    give them to a second optimizer. With batches of usual size AdamW is as good and takes one pass less.
+
     References
     ----------
     You et al.: Large batch optimization for deep learning: training BERT in 76 minutes, arXiv:1904.00962.

@@ -36,6 +36,16 @@ class LARS(Momentum):
     eps : float >= 0, default 0
         Added to the ratio's denominator.
 
+    See Also
+    --------
+    Momentum : The same without the trust ratio.
+    LAMB : The same idea around Adam; better for transformers.
+
+    Notes
+    -----
+    Choose it for convolutional networks with batches of thousands, with a warm-up and weight decay. With batches of
+    usual size, Momentum or SGD does as well and takes one pass less.
+
     References
     ----------
     You, Gitman, Ginsburg: Large batch training of convolutional networks, arXiv:1708.03888.

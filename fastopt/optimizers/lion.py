@@ -30,6 +30,17 @@ class Lion(Optimizer):
     weight_decay : float >= 0, default 0
         Weight decay (lambda), decoupled from the gradient.
 
+    See Also
+    --------
+    AdamW : Twice the state, steps that shrink with the gradient's noise.
+    SGD : As little state, with momentum.
+
+    Notes
+    -----
+    Choose it for large networks with large batches, where half of Adam's state is worth having. Every element moves
+    by `lr` at every step, so `lr` should be a third to a tenth of AdamW's and `weight_decay` as much larger; and
+    the rate has to be lowered towards the end, or the parameters keep jumping.
+
     References
     ----------
     Chen et al.: Symbolic discovery of optimization algorithms, arXiv:2302.06675.

@@ -28,6 +28,17 @@ class Momentum(Optimizer):
     weight_decay : float >= 0, default 0
         L2 penalty, added to the gradient.
 
+    See Also
+    --------
+    SGD : The learning rate outside of the buffer, as torch has it.
+    Nesterov : With a look ahead.
+
+    Notes
+    -----
+    The classical form of textbooks. Choose it over SGD where the learning rate changes during training and what
+    earlier steps put into the velocity should keep its size: after a drop of `lr` it rolls on for some 1 / (1 -
+    momentum) steps.
+
     References
     ----------
     Polyak: Some methods of speeding up the convergence of iteration methods, 1964.

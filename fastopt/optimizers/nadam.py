@@ -38,6 +38,17 @@ class NAdam(Optimizer):
     decoupled_weight_decay : bool, default False
         Shrink the parameter by ``1 - lr * weight_decay`` instead.
 
+    See Also
+    --------
+    Adam : Without the look ahead.
+    Nesterov : The look ahead without the second moment.
+
+    Notes
+    -----
+    Choose it where Adam works and should react a little faster: the step already counts the gradient of now with
+    the weight that it has in the next. The weight of the momentum grows from half of `betas[0]` to the whole of it,
+    over some 25 / `momentum_decay` steps.
+
     References
     ----------
     Dozat: Incorporating Nesterov momentum into Adam, ICLR 2016 workshop.

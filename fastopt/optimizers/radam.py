@@ -41,6 +41,17 @@ class RAdam(Optimizer):
     decoupled_weight_decay : bool, default False
         Shrink the parameter by ``1 - lr * weight_decay`` instead.
 
+    See Also
+    --------
+    Adam : Without rectification: give it a warm-up instead.
+    AdamW : The usual choice with a warm-up and decay.
+
+    Notes
+    -----
+    Choose it where Adam needs a warm-up and none is wanted: in the first steps, in which the second moment is an
+    average of few gradients, it moves as momentum does; then the adaptive step fades in, the slower the larger
+    `betas[1]`, until it is Adam's.
+
     References
     ----------
     Liu, Jiang, He, Chen, Liu, Gao, Han: On the variance of the adaptive learning rate and beyond,

@@ -39,6 +39,18 @@ class RMSprop(Optimizer):
     centered : bool, default False
         Normalise by the gradient's variance instead of its second moment.
 
+    See Also
+    --------
+    Adam : With momentum on the gradient and bias correction.
+    Adagrad : Remembers all gradients.
+    Adadelta : Without a learning rate.
+
+    Notes
+    -----
+    Choose it for recurrent networks and for targets that move, as in reinforcement learning, where momentum on the
+    gradient would carry old directions along. There is no bias correction: the first steps are 1 / sqrt(1 - alpha)
+    times `lr` long, ten times with the defaults.
+
     References
     ----------
     Tieleman, Hinton: Lecture 6.5 of Neural networks for machine learning, 2012; centered:

@@ -35,6 +35,16 @@ class Rprop(Optimizer):
     step_sizes : (float >= 0, float >= 0), default (1e-6, 50)
         Smallest and largest step size.
 
+    See Also
+    --------
+    RMSprop : The idea of it made fit for mini-batches.
+    Lion : Signs as well, of a running mean.
+
+    Notes
+    -----
+    Choose it for gradients of the whole data set, without noise: it needs no learning rate to speak of and does not
+    care for the scale of the loss. With mini-batches the signs flip by chance and all steps shrink to nothing.
+
     References
     ----------
     Riedmiller, Braun: A direct adaptive method for faster backpropagation learning: the RPROP algorithm,

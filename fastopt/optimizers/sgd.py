@@ -33,6 +33,20 @@ class SGD(Optimizer):
     nesterov : bool, default False
         Nesterov momentum; needs momentum > 0 and dampening 0.
 
+    See Also
+    --------
+    Momentum : The learning rate inside the velocity.
+    Nesterov : That with a look ahead.
+    ASGD : With an average of the parameters.
+    LARS : For batches of thousands.
+    Adam : A rate for every parameter.
+
+    Notes
+    -----
+    Choose it with ``momentum=0.9, nesterov=True`` and a schedule for convolutional networks: it needs a tuned `lr`,
+    keeps half of Adam's state or none, and often generalises best. Without momentum it zigzags in narrow valleys:
+    see the examples.
+
     References
     ----------
     Sutskever, Martens, Dahl, Hinton: On the importance of initialization and momentum in deep learning,
