@@ -10,16 +10,15 @@ import itertools
 import mmap
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
 from fastopt import backends
+from fastopt._types import Array, DeviceArray
 
 if TYPE_CHECKING:
     from fastopt._optimizer import Optimizer
-
-Array = np.ndarray[Any, np.dtype[np.float32]]
 
 ALIGNMENT = 64
 """Bytes; a cache line, and the widest vector."""
@@ -286,10 +285,14 @@ class FlatBuffer(Mapping[str, Array]):
 
     flat: Array
     """The whole buffer: float32, one dimension, 64-byte aligned."""
-    backend: str
+    backend: Literal["cpu", "cuda"]
     """Where it is: "cpu" or "cuda"."""
 
-    def __init__(self, tensors: Mapping[str, Array | int | tuple[int, ...]], backend: str = "cpu") -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Array | DeviceArray | int | tuple[int, ...]],
+        backend: Literal["cpu", "cuda"] = "cpu",
+    ) -> None:
         if backend not in ("cpu", "cuda"):
             raise ValueError(f"FlatBuffer: backend must be 'cpu' or 'cuda', got {backend!r}")
         if not isinstance(tensors, Mapping):
@@ -316,10 +319,8 @@ class FlatBuffer(Mapping[str, Array]):
                 self._views[name] = memory.part(self.flat, start, shape)
             start = end
         for name, tensor in tensors.items():
-            if isinstance(tensor, np.ndarray):
-                memory.put(self._views[name], tensor)
-            elif backends.lives_on_gpu(tensor):
-                memory.put(self._views[name], backends.resolve("cuda").arrays.fetch(tensor))
+            if isinstance(tensor, np.ndarray) or backends.lives_on_gpu(tensor):
+                self._put(name, tensor)
 
     def zeros_like(self) -> FlatBuffer:
         """A new buffer with the same names and shapes, all zeros: for gradients."""
@@ -331,6 +332,35 @@ class FlatBuffer(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         return self._views[name]
+
+    def __setitem__(self, name: str, values: Array | DeviceArray) -> None:
+        """Copy `values`, float32 of the tensor's shape, into the buffer: ``weights["w"] -= 0.1 * grads["w"]``.
+
+        Raises
+        ------
+        KeyError
+            For a name that is not in the buffer: tensors are named at construction.
+        TypeError, ValueError
+            For values of another type or shape; nothing was written then.
+        """
+        if name not in self._views:
+            raise KeyError(f"FlatBuffer: no {name!r} to copy into, there are {few(list(self._views))}")
+        view = self._views[name]
+        if values is view:  # an operation in place has written already
+            return
+        if isinstance(values, np.float32):
+            values = np.asarray(values)
+        shape = backends.resolve(self.backend).arrays.shape_of(view)
+        is_array = isinstance(values, np.ndarray) or backends.lives_on_gpu(values)
+        if not is_array or _shape(name, values) != shape:
+            error = ValueError if is_array else TypeError
+            raise error(f"FlatBuffer: {name!r} must be set to float32 of shape {shape}, got {describe(values)}")
+        self._put(name, values)
+
+    def _put(self, name: str, values: Any) -> None:
+        """Copy a checked array into the buffer."""
+        values = values if isinstance(values, np.ndarray) else backends.resolve("cuda").arrays.fetch(values)
+        backends.resolve(self.backend).arrays.put(self._views[name], values)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)

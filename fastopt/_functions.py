@@ -37,9 +37,10 @@ def arguments(spec: Spec) -> tuple[list[str], list[str]]:
 def signature(spec: Spec, typed: bool) -> str:
     """The arguments of the function of `spec`."""
     required, optional = arguments(spec)
-    array, integer = (": ndarray", ": int") if typed else ("", "")
-    parts = [f"{name}{array}" for name in required]
-    parts += [f"{name}{array} | None = None" if typed else f"{name}=None" for name in optional]
+    kinds = {"g": "Gradient"} | dict.fromkeys(spec.running, "ndarray")
+    integer = ": int" if typed else ""
+    parts = [f"{name}: {kinds.get(name, 'Array')}" if typed else name for name in required]
+    parts += [f"{name}: Array | None = None" if typed else f"{name}=None" for name in optional]
     parts += ["*", f"step{integer} = 1" if typed else "step=1"]
     for name, hyper in spec.hypers.items():
         kind = {float: "float", bool: "bool", tuple: "tuple[float, float]"}[type(hyper.default)]
@@ -87,9 +88,20 @@ def _documentation(spec: Spec, backend: str, dtypes: str) -> list[str]:
 
 def stub(backend: str) -> str:
     """The type stub of `fastopt.functional` or `fastopt.reference`."""
-    lines = ["from numpy import ndarray", ""]
-    lines += [f"def {spec.function}({signature(spec, typed=True)}) -> None: ..." for spec in registry.values()]
-    return "\n".join([f"# Generated from the registry of optimizers ({backend}).", *lines]) + "\n"
+    array = "float32]] | DeviceArray" if backend == "cpu" else "floating[Any]]]"
+    lines = [
+        f"# Generated from the registry of optimizers ({backend}).",
+        "from typing import Any, TypeAlias",
+        "",
+        "from numpy import dtype, floating, float32, ndarray",
+        "",
+        "from fastopt._types import DeviceArray, Gradient",
+        "",
+        f"Array: TypeAlias = ndarray[Any, dtype[{array}",
+        "",
+        *(f"def {spec.function}({signature(spec, typed=True)}) -> None: ..." for spec in registry.values()),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _call(

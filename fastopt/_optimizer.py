@@ -15,6 +15,7 @@ import numpy as np
 
 from fastopt import _buffers, _codecs, _stages, _threads, backends
 from fastopt._rule import RULE_WORDS, Real, Spec, Switch, did_you_mean
+from fastopt._types import Array, Gradient, Gradients, Parameter, Params, PerParameter, State
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,11 +30,7 @@ else:  # only read by type checkers
             return options
 
 
-Array: TypeAlias = _buffers.Array
-Params: TypeAlias = Array | Sequence[Array] | Mapping[str, Array] | Sequence[dict[str, Any]]
-Gradients: TypeAlias = Array | Sequence[Array | None] | Mapping[str, Array | None]
 Backend: TypeAlias = Literal["auto", "cpu", "cuda", "reference"]
-State: TypeAlias = Mapping[str, np.ndarray]
 
 
 class Options(TypedDict, total=False):
@@ -315,11 +312,13 @@ class Optimizer(metaclass=_Listing):
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if name not in RULE_WORDS]
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set what can be set, such as `n_threads`, and refuse what would count for nothing: see `Optimizer`."""
-        if not name.startswith("_"):
-            self._check_settable(name)
-        object.__setattr__(self, name, value)
+    if not TYPE_CHECKING:  # a type checker that saw this method would let any attribute be set
+
+        def __setattr__(self, name, value):
+            """Set what can be set, such as `n_threads`, and refuse what would count for nothing: see `Optimizer`."""
+            if not name.startswith("_"):
+                self._check_settable(name)
+            object.__setattr__(self, name, value)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -336,7 +335,7 @@ class Optimizer(metaclass=_Listing):
         return self._param_groups
 
     @property
-    def state(self) -> Any:
+    def state(self) -> PerParameter[State]:
         """State of every parameter: a list in the order of the parameters, or a dict by their names.
 
         Each is a mapping of live arrays: ``"step"`` (int64, shape ()) and the state arrays, shaped like the
@@ -348,13 +347,13 @@ class Optimizer(metaclass=_Listing):
         return self._structured([tensor.expose(self.spec, self._arrays) for tensor in self._tensors])
 
     @property
-    def ema(self) -> Any:
+    def ema(self) -> PerParameter[Array]:
         """Averages of the parameters, a list or a dict as `state`; needs `ema_decay`. Live arrays."""
         self._need("ema_decay", self._ema_decay)
         return self._structured([tensor.ema for tensor in self._tensors])
 
     @property
-    def params_copy(self) -> Any:
+    def params_copy(self) -> PerParameter[np.ndarray]:
         """The parameters in low precision, a list or a dict as `state`; needs `copy_dtype`. Live arrays.
 
         float16 arrays, or bfloat16: arrays of that type if ml_dtypes is installed, else uint16 with its bits.
@@ -399,7 +398,7 @@ class Optimizer(metaclass=_Listing):
         return self._master
 
     @property
-    def master_params(self) -> Any:
+    def master_params(self) -> PerParameter[Array]:
         """The float32 parameters, a list or a dict as `state`: copies, put together from their halves.
 
         Needs ``master="split"``. `load_master_params` writes them.
@@ -408,7 +407,7 @@ class Optimizer(metaclass=_Listing):
         return self._structured([self._arrays.values_of(tensor) for tensor in self._tensors])
 
     @property
-    def state_float32(self) -> Any:
+    def state_float32(self) -> PerParameter[Mapping[str, Array]]:
         """The arrays of `state` as float32 numbers, a list or a dict as there: copies, whatever `state_dtype`."""
         return self._structured([self._decoded(tensor) for tensor in self._tensors])
 
@@ -536,7 +535,7 @@ class Optimizer(metaclass=_Listing):
         return info
 
     def update(
-        self, params: Mapping[str, Array], grads: Mapping[str, Array | None], **options: Unpack[StepOptions]
+        self, params: Mapping[str, Parameter], grads: Mapping[str, Gradient | None], **options: Unpack[StepOptions]
     ) -> StepInfo:
         """Update the arrays in the dict `params` in place; state is made when a name is first seen.
 
@@ -565,8 +564,8 @@ class Optimizer(metaclass=_Listing):
             odd = sorted(map(repr, params.keys() ^ grads.keys()))
             raise ValueError(f"{self._name}: params and grads must have the same names, {_buffers.few(odd)} differ")
         known = dict(zip(self._names or (), self._tensors, strict=True))
-        moved = {name: array for name, array in params.items() if name in known and known[name].array is not array}
-        new = {name: array for name, array in params.items() if name not in known}
+        moved: dict[str, Any] = {n: a for n, a in params.items() if n in known and known[n].array is not a}
+        new: dict[str, Any] = {name: array for name, array in params.items() if name not in known}
         before = self._bindings()
         try:
             if not self._tensors and self._backend_asked == "auto":

@@ -271,7 +271,7 @@ def test_an_optimizer_outside_the_package_has_functions_and_a_reference(signum):
     q = np.ones(3, np.float32)
     signum(q, lr=0.25, backend="reference").step(g)
     assert q.tolist() == p.tolist()
-    assert "def signum(p: ndarray, g: ndarray, momentum_buffer: ndarray, *, step: int = 1" in _functions.stub("cpu")
+    assert "def signum(p: Array, g: Gradient, momentum_buffer: Array, *, step: int = 1" in _functions.stub("cpu")
 
 
 def test_no_file_but_its_own_knows_an_optimizer():

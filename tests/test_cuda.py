@@ -199,6 +199,16 @@ def test_without_its_packages_the_error_says_what_to_install():
     assert run(hide + STEP.format("")).returncode == 0
 
 
+def test_the_module_is_there_after_import_fastopt():
+    finished = run("import fastopt; assert 'adam' in fastopt.cuda.rules()")
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_a_name_that_fastopt_does_not_have_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'fastopt' has no attribute 'cudaa'"):
+        fastopt.cudaa  # noqa: B018
+
+
 def test_nothing_of_numba_is_imported_before_it_is_asked_for():
     check = "fastopt.info(); import sys; assert not {'numba', 'numba_cuda', 'llvmlite'} & set(sys.modules)"
     finished = run(f"{STEP.format('')}; {check}")

@@ -515,3 +515,21 @@ def test_update_refuses_an_optimizer_made_with_a_list():
 def test_a_flat_buffer_refuses_what_is_no_tensor(tensors, error):
     with pytest.raises(error, match="FlatBuffer"):
         fastopt.FlatBuffer(tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "error", "message"),
+    [
+        ("v", ones(3), KeyError, r"no 'v' to copy into, there are \['w'\]"),
+        ("w", np.ones(3), TypeError, "'w' must be a float32 array, got float64"),
+        ("w", ones(1), ValueError, r"'w' must be set to float32 of shape \(3,\), got float32 of shape \(1,\)"),
+        ("w", 1.0, TypeError, r"'w' must be set to float32 of shape \(3,\), got float"),
+        ("w", 3, TypeError, r"'w' must be set to float32 of shape \(3,\), got int"),
+        ("w", [1.0, 2.0, 3.0], TypeError, r"'w' must be set to float32 of shape \(3,\), got list"),
+    ],
+)
+def test_a_flat_buffer_refuses_values_that_do_not_fit_and_keeps_its_own(name, values, error, message):
+    buffer = fastopt.FlatBuffer({"w": 3})
+    with pytest.raises(error, match=f"FlatBuffer: {message}"):
+        buffer[name] = values
+    assert buffer.flat.tolist() == [0, 0, 0]

@@ -544,6 +544,23 @@ def test_a_flat_buffer_copies_what_it_is_made_from():
     assert buffer.zeros_like().flat.tolist() == [0, 0, 0]
 
 
+def test_assignment_to_a_flat_buffer_copies_in():
+    buffer = fastopt.FlatBuffer({"w": np.ones((2, 2), F32), "s": ()})
+    view, values = buffer["w"], np.arange(4, dtype=F32).reshape(2, 2)
+    buffer["w"] = values.T
+    assert view is buffer["w"]
+    assert buffer.flat.tolist() == [0, 2, 1, 3, 0]
+    buffer["s"] = np.float32(7)
+    assert buffer.flat[4] == 7
+
+
+def test_arithmetic_in_place_works_on_a_flat_buffer():
+    buffer = fastopt.FlatBuffer({"w": np.ones(3, F32)})
+    buffer["w"] -= 0.25
+    buffer["w"] *= buffer["w"]
+    assert buffer.flat.tolist() == [0.5625] * 3
+
+
 def test_a_flat_buffer_survives_pickling():
     buffer = pickle.loads(pickle.dumps(fastopt.FlatBuffer({"a": np.ones(2, F32), "b": (0, 3)})))
     assert list(buffer) == ["a", "b"]

@@ -219,6 +219,11 @@ def test_a_flat_buffer_is_one_segment():
     copied = gpu_params.copy()
     same(copied.flat, cpu_params.flat, "a copy")
     assert fastopt.FlatBuffer({"x": np.arange(3, dtype=np.float32)}, backend="cuda")["x"].copy_to_host()[2] == 2
+    copied["d"] = np.arange(40, dtype=np.float32)
+    copied["b"] = gpu_params["b"]
+    assert copied["d"].copy_to_host()[39] == 39
+    cpu_params["b"] = gpu_params["b"]
+    same(copied["b"], cpu_params["b"], "values that were assigned")
 
 
 def test_arrays_at_odd_addresses_have_the_same_bits():
