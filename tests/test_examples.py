@@ -20,6 +20,7 @@ import fastopt
 
 matplotlib = pytest.importorskip("matplotlib", reason="the examples draw with matplotlib")
 pytest.importorskip("sklearn", reason="the examples read scikit-learn's handwritten digits")
+threadpoolctl = pytest.importorskip("threadpoolctl")  # scikit-learn needs it
 
 matplotlib.use("Agg")
 plt = pytest.importorskip("matplotlib.pyplot")
@@ -68,7 +69,13 @@ def run(name):
         pytest.importorskip("torch", reason="the example needs PyTorch")
     printed = io.StringIO()
     plt.close("all")
-    with matplotlib.rc_context(), warnings.catch_warnings(), contextlib.redirect_stdout(printed):
+    # Threads of a BLAS that wait for each other would count as processor time; and examples may set how many it has.
+    with (
+        threadpoolctl.threadpool_limits(1),
+        matplotlib.rc_context(),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(printed),
+    ):
         warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")  # what plt.show() says without a screen
         matplotlib.rcdefaults()
         start = time.process_time()
@@ -276,3 +283,70 @@ def test_minima_become_rare_with_dimension():
     assert chance == sorted(chance, reverse=True)
     assert chance[0] > 0.98
     assert chance[-1] == 0
+
+
+# --- Which optimizer?
+
+
+def test_the_gradient_of_the_network_is_that_of_finite_differences():
+    found = run("which_optimizer").found
+    rng = np.random.default_rng(0)
+    params = {name: array.astype(np.float64) for name, array in found["initial_weights"](0).items()}
+    images, labels = rng.random((5, 64)), rng.integers(0, 10, 5)
+    grads = {name: np.empty_like(array) for name, array in params.items()}
+    found["backward"](params, grads, images, labels)
+
+    def loss():
+        scores = found["log_probabilities"](found["forward"](params, images)[-1])
+        return -scores[np.arange(5), labels].mean()
+
+    for name, array in params.items():
+        index = tuple(rng.integers(array.shape))
+        before, h = array[index], 1e-6
+        array[index] = before + h
+        above = loss()
+        array[index] = before - h
+        below = loss()
+        array[index] = before
+        assert grads[name][index] == pytest.approx((above - below) / (2 * h), rel=1e-6, abs=1e-9), name
+
+
+def test_best_learning_rates_lie_a_factor_of_100_apart():
+    chosen = run("which_optimizer").found["chosen"]
+    assert max(chosen.values()) / min(chosen.values()) >= 90
+
+
+def test_no_best_learning_rate_is_at_the_end_of_those_tried():
+    found = run("which_optimizer").found
+    assert all(found["RATES"][0] < rate < found["RATES"][-1] for rate in found["chosen"].values())
+
+
+def test_every_optimizer_trains_the_network():
+    found = run("which_optimizer").found
+    assert len(found["curves"]) == 12
+    assert all(losses[-1, 0] < 0.1 for losses in found["curves"].values())
+    assert all(right.mean() > 0.94 for right in found["accuracy"].values())
+
+
+def test_sgd_without_momentum_is_among_the_slowest():
+    found = run("which_optimizer").found
+    assert found["ranking"].index("SGD") >= 9
+    assert found["speed"]["SGD"] > 1.5 * max(found["speed"]["Adam"], found["speed"]["Nesterov"])
+
+
+def test_the_training_loss_goes_on_falling_where_the_validation_loss_has_stopped():
+    for losses in run("which_optimizer").found["curves"].values():
+        halfway, end = losses[6], losses[-1]
+        assert end[0] / halfway[0] < end[1] / halfway[1]
+        assert end[1] > 1.4 * end[0]
+
+
+def test_most_differences_in_quality_are_luck():
+    right = sorted(accuracy.mean() for accuracy in run("which_optimizer").found["accuracy"].values())
+    assert right[-1] - right[len(right) // 2] < 0.01
+
+
+def test_the_table_has_a_line_for_every_optimizer():
+    example = run("which_optimizer")
+    for name, rate in example.found["chosen"].items():
+        assert re.search(rf"^{name} +{rate:g} +\d", example.printed, re.MULTILINE), name
