@@ -3,6 +3,7 @@
 import typing as _typing
 
 from fastopt import functional as functional
+from fastopt import lr_scheduler as lr_scheduler
 from fastopt import reference as reference
 from fastopt._buffers import FlatBuffer as FlatBuffer
 from fastopt._info import __version__ as __version__

@@ -61,10 +61,14 @@ def test_the_examples_run():
     assert float((namespace["error"] ** 2).mean()) < 1.5
 
 
-@pytest.mark.parametrize("module", ["fastopt._buffers", "fastopt._info", "fastopt._optimizer", "fastopt._threads"])
+SCHEDULES = [f"lr_scheduler.{name}" for name in ("base", "composed", "cycles", "decay", "plateau", "warmup")]
+
+
+@pytest.mark.parametrize("module", ["_buffers", "_info", "_optimizer", *SCHEDULES])
 def test_the_examples_in_docstrings_run(module):
-    failed, _ = doctest.testmod(importlib.import_module(module))
+    failed, attempted = doctest.testmod(importlib.import_module(f"fastopt.{module}"))
     assert failed == 0
+    assert attempted > 0
 
 
 @pytest.mark.parametrize("spec", registry.values(), ids=lambda spec: spec.name)

@@ -82,6 +82,14 @@ on_device = fastopt.AdamW(parameters(), backend="cuda")
 on_device.step([Tensor(), None], max_norm=1.0, stream=0)
 fastopt.functional.adam(Tensor(), Tensor(), Tensor(), Tensor(), step=1)
 print(fastopt.cuda.rules(), fastopt.cuda.ptx("adam", cc=(9, 0)))
+schedule = fastopt.lr_scheduler.SequentialLR(
+    opt,
+    [fastopt.lr_scheduler.LinearLR(opt, 0.1), fastopt.lr_scheduler.CosineAnnealingLR(opt, T_max=10)],
+    milestones=[5],
+)
+schedule.step()
+print(schedule.get_last_lr()[0] + schedule.last_epoch, schedule.state_dict()["last_epoch"])
+fastopt.lr_scheduler.WarmupLR(fastopt.lr_scheduler.ReduceLROnPlateau(opt, mode="max"), 10).step(np.float32(0.5))
 fastopt.set_num_threads(2)
 print(fastopt.get_num_threads(), fastopt.info()["isa"], fastopt.__version__)
 

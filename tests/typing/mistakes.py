@@ -65,3 +65,6 @@ fastopt.FlatBuffer({"w": 3})["w"] = np.zeros(3)  # expect error
 fastopt.set_num_threads("2")  # expect error
 fastopt.cuda.ptx("adam", 90)  # expect error
 fastopt.cuda.rule()  # expect error
+fastopt.lr_scheduler.StepLR(p, 30)  # expect error
+fastopt.lr_scheduler.LambdaLR(fastopt.SGD(p), 0.5)  # expect error
+fastopt.lr_scheduler.ReduceLROnPlateau(fastopt.SGD(p)).step()  # expect error
