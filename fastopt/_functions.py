@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _buffers, _host, _threads, backends
+from fastopt import _buffers, _docstrings, _host, _threads, backends
 from fastopt import optimizers as optimizers  # the registry is filled by importing them
 from fastopt._rule import Spec, registry
 
@@ -21,9 +21,10 @@ def define(module: dict[str, Any], backend: ModuleType, dtypes: tuple[type, ...]
     """Put a function for every optimizer into the namespace `module`; return their names."""
     for name, spec in registry.items():
         namespace: dict[str, Any] = {"_call": _call, "_spec": spec, "_backend": backend, "_dtypes": dtypes}
-        exec(compile(source(spec, backend.NAME), f"<fastopt {name}>", "exec"), namespace)
+        exec(compile(source(spec), f"<fastopt {name}>", "exec"), namespace)
         function: Callable = namespace[name]
         function.__module__ = module["__name__"]
+        function.__doc__ = documentation(spec, backend.NAME)
         module[name] = function
     return list(registry)
 
@@ -49,41 +50,51 @@ def signature(spec: Spec, typed: bool) -> str:
     return ", ".join(parts)
 
 
-def source(spec: Spec, backend: str) -> str:
+def source(spec: Spec) -> str:
     """The function of `spec` as Python text."""
     required, optional = arguments(spec)
     arrays = ", ".join(f"{name!r}: {name}" for name in [*required, *optional])
     hypers = ", ".join(f"{name!r}: {name}" for name in spec.hypers)
-    dtypes = "float32" if backend == "cpu" else "float32 or float64"
-    title = (spec.cls.__doc__ or "").strip().splitlines()[0]
-    words = "\n    ".join(_documentation(spec, backend, dtypes))
-    return f'''def {spec.function}({signature(spec, typed=False)}):
-    """One step of {spec.name} in place. {title}
-
-    {words}
-    """
+    return f"""def {spec.function}({signature(spec, typed=False)}):
     _call(_spec, _backend, _dtypes, {{{arrays}}}, step, {{{hypers}}}, n_threads)
-'''
+"""
 
 
-def _documentation(spec: Spec, backend: str, dtypes: str) -> list[str]:
+def documentation(spec: Spec, backend: str) -> str:
+    """The docstring of the function of `spec`."""
     required, optional = arguments(spec)
-    states = [name for name in required[2:] if name not in spec.running]
-    lines = ["Parameters", "----------", "p", f"    Parameters: {dtypes}, C-contiguous, of any shape; updated."]
-    lines += ["g", "    Gradient, of the same shape and dtype; only read."]
-    for name in [*states, *optional]:
-        first = spec.states[name]
+    dtypes = "float32" if backend == "cpu" else "float32 or float64"
+    threads = "" if backend == "cpu" else " NumPy uses one."
+    entries = [("p", f"Parameters: {dtypes}, C-contiguous, of any shape; updated.")]
+    entries.append(("g", "Gradient, of the same shape and dtype; only read."))
+    for name in [*(name for name in required[2:] if name not in spec.running), *optional]:
         where = f"; needed with {spec.needed_when(name)}, else None" if name in spec.optional_states else ""
-        lines += [name, f"    State, like p; {first} before the first step; updated{where}."]
+        entries.append((name, f"State, like p; {spec.states[name]} before the first step; updated{where}."))
     for name, first in spec.running.items():
-        lines += [name, f"    State, float64 with one element; {first} before the first step; updated."]
-    lines += ["step : int >= 1", "    Number of this step; 1 is the first."]
-    lines += ["n_threads : int >= 1 or None", "    Threads at most; None for the process-wide number."]
-    if backend == "reference":
-        lines[-1] += " NumPy uses one."
-    lines += [", ".join(spec.hypers), f"    As for `fastopt.{spec.name}`.", "", "Raises", "------"]
-    lines += ["TypeError, ValueError", "    For arrays and hyperparameters that do not fit; nothing was written then."]
-    return lines
+        entries.append((name, f"State, float64 with one element; {first} before the first step; updated."))
+    entries.append(("step : int >= 1, default 1", "Number of this step; 1 is the first."))
+    entries += _docstrings.hyperparameters(spec)
+    entries.append(
+        ("n_threads : int >= 1 or None, default None", f"Threads at most; None for the process-wide number.{threads}")
+    )
+    raised = [("TypeError, ValueError", "For arrays and hyperparameters that do not fit; nothing was written then.")]
+    made = ["p", "g", *(name for name in required[2:] if name not in spec.running)]
+    module = "functional" if backend == "cpu" else "reference"
+    example = [
+        f">>> {', '.join(made)} = np.ones(({len(made)}, 3), np.float32)",
+        *(f">>> {name} = np.full(1, {first})" for name, first in spec.running.items()),
+        f">>> fastopt.{module}.{spec.function}({', '.join(required)}, step=1, lr={spec.hypers['lr'].default!r})",
+    ]
+    return "\n".join(
+        [
+            _docstrings.prose(f"One step of {spec.name} in place. {_docstrings.summary(spec.cls)}"),
+            f"\nParameters\n----------\n{_docstrings.listed(entries)}",
+            f"\nRaises\n------\n{_docstrings.listed(raised)}",
+            "\nExamples\n--------\n>>> import numpy as np, fastopt",
+            *example,
+            "",
+        ]
+    )
 
 
 def stub(backend: str) -> str:

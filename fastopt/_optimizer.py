@@ -238,7 +238,7 @@ class Optimizer(metaclass=_Listing):
         return {}
 
     def __init__(self, params: Params | None, arguments: Mapping[str, Any]) -> None:
-        """`arguments`: those of the subclass's ``__init__``, the hyperparameters and ``options`` among them."""
+        # `arguments` are those of the subclass's __init__: the hyperparameters and `options` among them.
         options: dict[str, Any] = {**_OPTIONS, **arguments["options"]}
         unknown = [name for name in options if name not in _OPTIONS]
         if unknown:

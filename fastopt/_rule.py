@@ -16,6 +16,8 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
+from fastopt import _docstrings
+
 # The functions that a rule may call, under the names it calls them by. The generators know them by
 # name; imported from here, a rule is also plain Python that runs on NumPy arrays.
 sqrt = np.sqrt
@@ -73,6 +75,10 @@ class Real:
             )
         return result
 
+    def described(self) -> str:
+        """Type and bounds, for a docstring."""
+        return "float" if self == Real() else f"float {self}"
+
     def flatten(self, value: float) -> tuple[float, ...]:
         return (value,)
 
@@ -98,6 +104,11 @@ class Pair:
             self.second.check(owner, f"{name}[1]", value[1]),
         )
 
+    def described(self) -> str:
+        """Type and bounds, for a docstring."""
+        same = self.first == self.second
+        return f"(float, float), {self}" if same else f"({self.first.described()}, {self.second.described()})"
+
     def flatten(self, value: tuple[float, float]) -> tuple[float, ...]:
         return value
 
@@ -116,6 +127,10 @@ class Switch:
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{owner}: {name} must be a bool, got {_describe(value)}")
         return bool(value)
+
+    def described(self) -> str:
+        """Type, for a docstring."""
+        return "bool"
 
     def flatten(self, value: bool) -> tuple[float, ...]:
         return (float(value),)
@@ -302,8 +317,9 @@ Class = TypeVar("Class", bound=type)
 
 
 def register(cls: Class) -> Class:
-    """Put the optimizer `cls` into the registry (a class decorator)."""
+    """Put the optimizer `cls` into the registry, and what holds for all into its docstring (a class decorator)."""
     spec = Spec(cls)
     spec.cls.spec = spec
+    spec.cls.__doc__ = _docstrings.Docstring(spec)
     registry[spec.function] = spec
     return cls

@@ -10,26 +10,23 @@ from fastopt._rule import Flag, Fraction, NonNegative, register, sqrt
 
 @register
 class Adadelta(Optimizer):
-    r"""Adadelta: the ratio of two running root mean squares sets the step.
+    """Adadelta: the ratio of two running root mean squares sets the step.
 
-    .. math::
-        v_t &= \rho v_{t-1} + (1 - \rho) g_t^2 \\
-        \Delta_t &= \frac{\sqrt{u_{t-1} + \epsilon}}{\sqrt{v_t + \epsilon}} g_t \\
-        u_t &= \rho u_{t-1} + (1 - \rho) \Delta_t^2 \\
-        p_t &= p_{t-1} - \gamma \Delta_t
+    In every step, with the states v = `square_avg` and u = `acc_delta`::
+
+        v = rho * v + (1 - rho) * g**2
+        d = sqrt(u + eps) / sqrt(v + eps) * g
+        u = rho * u + (1 - rho) * d**2
+        p = p - lr * d
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 1.0
-        Factor on the step (gamma).
-    rho : float in [0, 1], default 0.9
+    lr
+        Factor on the step.
+    rho
         Decay of both running means.
-    eps : float >= 0, default 1e-6
+    eps
         Added under both roots.
-    weight_decay : float >= 0, default 0
-        L2 penalty, added to the gradient.
 
     See Also
     --------

@@ -10,25 +10,20 @@ from fastopt._rule import Flag, NonNegative, register, sqrt
 
 @register
 class Adagrad(Optimizer):
-    r"""Adagrad: every parameter's step shrinks with the sum of its squared gradients.
+    """Adagrad: every parameter's step shrinks with the sum of its squared gradients.
 
-    .. math::
-        s_t &= s_{t-1} + g_t^2 \\
-        p_t &= p_{t-1} - \frac{\gamma}{1 + (t-1)\,\text{lr\_decay}} \frac{g_t}{\sqrt{s_t} + \epsilon}
+    In step t, with the state s = `sum`::
+
+        s = s + g**2
+        p = p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(s) + eps)
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 1e-2
-        Learning rate (gamma).
-    lr_decay : float >= 0, default 0
+    lr_decay
         Decay of the learning rate.
-    weight_decay : float >= 0, default 0
-        L2 penalty, added to the gradient.
-    initial_accumulator_value : float >= 0, default 0
+    initial_accumulator_value
         Value of the state `sum` before the first step.
-    eps : float >= 0, default 1e-10
+    eps
         Added to the denominator.
 
     See Also

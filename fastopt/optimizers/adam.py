@@ -10,29 +10,22 @@ from fastopt._rule import Betas, Flag, NonNegative, maximum, register, sqrt
 
 @register
 class Adam(Optimizer):
-    r"""Adam: a running mean of the gradient over the root of a running mean of its square.
+    """Adam: a running mean of the gradient over the root of a running mean of its square.
 
-    .. math::
-        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
-        v_t &= \beta_2 v_{t-1} + (1 - \beta_2) g_t^2 \\
-        p_t &= p_{t-1} - \gamma \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
+    In step t, with ``beta1, beta2 = betas`` and the states m = `exp_avg` and v = `exp_avg_sq`::
+
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        p = p - lr * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + eps)
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 1e-3
-        Learning rate (gamma).
-    betas : (float, float), both in [0, 1), default (0.9, 0.999)
+    betas
         Decay of the two running means.
-    eps : float >= 0, default 1e-8
+    eps
         Added to the denominator.
-    weight_decay : float >= 0, default 0
-        L2 penalty, added to the gradient; with `decoupled_weight_decay`, AdamW's.
-    amsgrad : bool, default False
-        Take the largest :math:`v` seen so far in the denominator.
-    decoupled_weight_decay : bool, default False
-        Shrink the parameter by ``1 - lr * weight_decay`` instead, which makes this `AdamW`.
+    amsgrad
+        Take the largest v so far, the state `max_exp_avg_sq`, in the denominator.
 
     See Also
     --------

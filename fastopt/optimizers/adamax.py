@@ -10,27 +10,22 @@ from fastopt._rule import Betas, Flag, NonNegative, fabs, maximum, register
 
 @register
 class Adamax(Optimizer):
-    r"""Adamax: Adam with the infinity norm in place of the second moment.
+    """Adamax: Adam with the infinity norm in place of the second moment.
 
-    .. math::
-        m_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
-        u_t &= \max(\beta_2 u_{t-1}, |g_t| + \epsilon) \\
-        p_t &= p_{t-1} - \frac{\gamma}{1 - \beta_1^t} \frac{m_t}{u_t}
+    In step t, with ``beta1, beta2 = betas`` and the states m = `exp_avg` and u = `exp_inf`::
 
-    The place of :math:`\epsilon` is torch's; the paper has none.
+        m = beta1 * m + (1 - beta1) * g
+        u = maximum(beta2 * u, abs(g) + eps)
+        p = p - lr / (1 - beta1**t) * m / u
+
+    The place of `eps` is torch's; the paper has none.
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 2e-3
-        Learning rate (gamma).
-    betas : (float, float), both in [0, 1), default (0.9, 0.999)
+    betas
         Decay of the running mean and of the infinity norm.
-    eps : float >= 0, default 1e-8
+    eps
         Added to the gradient's absolute value.
-    weight_decay : float >= 0, default 0
-        L2 penalty, added to the gradient.
 
     See Also
     --------

@@ -9,28 +9,14 @@ from fastopt.optimizers.adam import Adam
 
 @register
 class AdamW(Adam):
-    r"""AdamW: Adam with decoupled weight decay.
+    """AdamW: Adam with decoupled weight decay.
 
-    .. math::
-        p_t = (1 - \gamma \lambda) p_{t-1}
-            - \gamma \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
+    In step t, with ``beta1, beta2 = betas`` and Adam's states m = `exp_avg` and v = `exp_avg_sq`::
 
-    with Adam's running means :math:`m` and :math:`v`; rule, states and reference are Adam's.
-
-    Parameters
-    ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 1e-3
-        Learning rate (gamma).
-    betas : (float, float), both in [0, 1), default (0.9, 0.999)
-        Decay of the two running means.
-    eps : float >= 0, default 1e-8
-        Added to the denominator.
-    weight_decay : float >= 0, default 1e-2
-        Weight decay (lambda), decoupled from the gradient.
-    amsgrad : bool, default False
-        Take the largest :math:`v` seen so far in the denominator.
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        p = p - lr * weight_decay * p
+        p = p - lr * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + eps)
 
     See Also
     --------

@@ -8,31 +8,26 @@ from fastopt._rule import AnyReal, Flag, NonNegative, register
 
 @register
 class ASGD(Optimizer):
-    r"""Averaged SGD: SGD with a decaying step, and a running mean `ax` of the parameters.
+    """Averaged SGD: SGD with a decaying step, and a running mean `ax` of the parameters.
 
-    .. math::
-        \eta_t &= \gamma / (1 + \lambda \gamma (t - 1))^\alpha \\
-        p_t &= (1 - \lambda \eta_t) p_{t-1} - \eta_t g_t \\
-        \mu_t &= 1 / \max(1, t - 1 - t_0) \\
-        a_t &= a_{t-1} + \mu_t (p_t - a_{t-1})
+    In step t::
 
-    Torch keeps :math:`\eta` and :math:`\mu` of the next step as state, so that there a changed `lr`
-    counts one step late; here both follow from the step count, and it counts at once.
+        eta = lr / (1 + lambd * lr * (t - 1))**alpha
+        p = (1 - lambd * eta) * p - eta * g
+        mu = 1 / maximum(1, t - 1 - t0)
+        ax = ax + mu * (p - ax)
+
+    Torch keeps eta and mu of the next step as state, so that there a changed `lr` counts one step late; here both
+    follow from the step count, and it counts at once.
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 1e-2
-        Learning rate (gamma).
-    lambd : float >= 0, default 1e-4
-        Decay term (lambda).
-    alpha : float, default 0.75
+    lambd
+        Decay term.
+    alpha
         Power of the decay of the step.
-    t0 : float >= 0, default 1e6
+    t0
         Step at which the averaging starts; until then `ax` is a copy of the parameter.
-    weight_decay : float >= 0, default 0
-        L2 penalty, added to the gradient.
 
     See Also
     --------

@@ -11,28 +11,22 @@ from fastopt.optimizers.adam import Adam
 
 @register
 class LAMB(Adam):
-    r"""LAMB: Adam's update, scaled in every tensor to the size of its parameters.
+    """LAMB: Adam's update, scaled in every tensor to the size of its parameters.
 
-    .. math::
-        u_t &= \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon} + \lambda p_{t-1} \\
-        p_t &= p_{t-1} - \gamma \frac{\lVert p_{t-1} \rVert}{\lVert u_t \rVert} u_t
+    In step t, with ``beta1, beta2 = betas`` and Adam's states m = `exp_avg` and v = `exp_avg_sq`::
 
-    with Adam's running means :math:`m` and :math:`v`, rule and states. Where one of the norms is 0 the ratio is 1. The
-    norms are those of each array of `params`, so here the result does depend on what is one array. The update
-    takes 4 bytes per parameter of workspace, beside the state.
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        u = (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + eps) + weight_decay * p
+        p = p - lr * norm(p) / norm(u) * u
+
+    Where one of the norms is 0 the ratio is 1. The norms are those of each array of `params`, so here the result does
+    depend on what is one array. The update takes 4 bytes per parameter of workspace, beside the state.
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 1e-3
-        Learning rate (gamma).
-    betas : (float, float), both in [0, 1), default (0.9, 0.999)
-        Decay of the two running means.
-    eps : float >= 0, default 1e-6
-        Added to the denominator.
-    weight_decay : float >= 0, default 0
-        Weight decay (lambda), inside the norm of the update.
+    weight_decay
+        Weight decay, inside the norm of the update.
 
     See Also
     --------

@@ -11,29 +11,24 @@ from fastopt.optimizers.momentum import Momentum
 
 @register
 class LARS(Momentum):
-    r"""LARS: classical momentum, whose gradient is scaled in every tensor to the size of its parameters.
+    """LARS: classical momentum, whose gradient is scaled in every tensor to the size of its parameters.
 
-    .. math::
-        r_t &= \eta \frac{\lVert p_{t-1} \rVert}{\lVert g_t \rVert + \lambda \lVert p_{t-1} \rVert + \epsilon} \\
-        v_t &= \mu v_{t-1} - \gamma r_t (g_t + \lambda p_{t-1}) \\
-        p_t &= p_{t-1} + v_t
+    In every step, with the state v = `velocity`::
 
-    with `Momentum`'s rule and state. Where the norm of the parameters or of the gradient is 0 the ratio is 1. The
-    norms are those of each array of `params`, so here the result does depend on what is one array.
+        ratio = trust_coefficient * norm(p) / (norm(g) + weight_decay * norm(p) + eps)
+        v = momentum * v - lr * ratio * (g + weight_decay * p)
+        p = p + v
+
+    Where the norm of the parameters or of the gradient is 0 the ratio is 1. The norms are those of each array of
+    `params`, so here the result does depend on what is one array.
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 1e-3
-        Learning rate (gamma).
-    momentum : float >= 0, default 0.9
-        Momentum factor (mu).
-    weight_decay : float >= 0, default 0
-        L2 penalty (lambda), added to the gradient and counted in the ratio.
-    trust_coefficient : float >= 0, default 1e-3
-        Factor on the trust ratio (eta).
-    eps : float >= 0, default 0
+    weight_decay
+        L2 penalty, added to the gradient and counted in the ratio.
+    trust_coefficient
+        Factor on the trust ratio.
+    eps
         Added to the ratio's denominator.
 
     See Also

@@ -10,25 +10,20 @@ from fastopt._rule import Betas, Flag, NonNegative, register, sign
 
 @register
 class Lion(Optimizer):
-    r"""Lion: the sign of an interpolated momentum, with decoupled weight decay.
+    """Lion: the sign of an interpolated momentum, with decoupled weight decay.
 
-    .. math::
-        c_t &= \beta_1 m_{t-1} + (1 - \beta_1) g_t \\
-        p_t &= (1 - \gamma \lambda) p_{t-1} - \gamma \operatorname{sign}(c_t) \\
-        m_t &= \beta_2 m_{t-1} + (1 - \beta_2) g_t
+    In every step, with ``beta1, beta2 = betas`` and the state m = `exp_avg`::
 
-    :math:`\operatorname{sign}(0) = 0`: a zero gradient and a zero state move nothing.
+        p = p - lr * weight_decay * p
+        p = p - lr * sign(beta1 * m + (1 - beta1) * g)
+        m = beta2 * m + (1 - beta2) * g
+
+    sign(0) is 0: a zero gradient and a zero state move nothing.
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 1e-4
-        Learning rate (gamma).
-    betas : (float, float), both in [0, 1), default (0.9, 0.99)
+    betas
         Weight of the momentum in the update, and its decay.
-    weight_decay : float >= 0, default 0
-        Weight decay (lambda), decoupled from the gradient.
 
     See Also
     --------

@@ -8,25 +8,20 @@ from fastopt._rule import Flag, NonNegative, register
 
 @register
 class Momentum(Optimizer):
-    r"""Classical momentum: a velocity that carries the learning rate.
+    """Classical momentum: a velocity that carries the learning rate.
 
-    .. math::
-        v_t &= \mu v_{t-1} - \gamma g_t \\
-        p_t &= p_{t-1} + v_t
+    In every step, with the state v = `velocity`::
 
-    With a constant `lr` the parameters follow `SGD(momentum=...)`; when `lr` changes, the velocity keeps
-    what earlier steps put into it.
+        v = momentum * v - lr * g
+        p = p + v
+
+    With a constant `lr` the parameters follow `SGD(momentum=...)`; when `lr` changes, the velocity keeps what earlier
+    steps put into it.
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 1e-3
-        Learning rate (gamma).
-    momentum : float >= 0, default 0.9
-        Momentum factor (mu).
-    weight_decay : float >= 0, default 0
-        L2 penalty, added to the gradient.
+    momentum
+        Factor on the velocity before the gradient is added.
 
     See Also
     --------

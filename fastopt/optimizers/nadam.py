@@ -10,33 +10,26 @@ from fastopt._rule import Betas, Flag, NonNegative, register, sqrt
 
 @register
 class NAdam(Optimizer):
-    r"""NAdam: Adam with Nesterov momentum and a schedule for it.
+    """NAdam: Adam with Nesterov momentum and a schedule for it.
 
-    .. math::
-        \mu_t &= \beta_1 (1 - \tfrac12\, 0.96^{t \psi}) \\
-        \hat m_t &= \frac{\mu_{t+1} m_t}{1 - \prod_{i=1}^{t+1} \mu_i}
-                  + \frac{(1 - \mu_t) g_t}{1 - \prod_{i=1}^{t} \mu_i} \\
-        p_t &= p_{t-1} - \gamma \frac{\hat m_t}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
+    In step t, with ``beta1, beta2 = betas``, the states m = `exp_avg` and v = `exp_avg_sq`, and the product of all mu
+    so far, which is carried in float64 as `mu_product`, one number a tensor::
 
-    with Adam's running means :math:`m` and :math:`v`. The product of the :math:`\mu_i` is carried in
-    float64 as `mu_product`, one number a tensor.
+        mu, next_mu = (beta1 * (1 - 0.5 * 0.96**(k * momentum_decay)) for k in (t, t + 1))
+        mu_product = mu_product * mu
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        d = next_mu * m / (1 - mu_product * next_mu) + (1 - mu) * g / (1 - mu_product)
+        p = p - lr * d / (sqrt(v / (1 - beta2**t)) + eps)
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 2e-3
-        Learning rate (gamma).
-    betas : (float, float), both in [0, 1), default (0.9, 0.999)
+    betas
         Decay of the two running means.
-    eps : float >= 0, default 1e-8
+    eps
         Added to the denominator.
-    weight_decay : float >= 0, default 0
-        L2 penalty, added to the gradient; with `decoupled_weight_decay`, AdamW's.
-    momentum_decay : float >= 0, default 4e-3
-        Decay of the momentum's schedule (psi).
-    decoupled_weight_decay : bool, default False
-        Shrink the parameter by ``1 - lr * weight_decay`` instead.
+    momentum_decay
+        Decay of the momentum's schedule.
 
     See Also
     --------

@@ -8,24 +8,19 @@ from fastopt._rule import Flag, NonNegative, register
 
 @register
 class Nesterov(Optimizer):
-    r"""Nesterov's accelerated gradient: a velocity that carries the learning rate, and a look ahead.
+    """Nesterov's accelerated gradient: a velocity that carries the learning rate, and a look ahead.
 
-    .. math::
-        v_t &= \mu v_{t-1} - \gamma g_t \\
-        p_t &= p_{t-1} + \mu v_t - \gamma g_t
+    In every step, with the state v = `velocity`::
+
+        v = momentum * v - lr * g
+        p = p + momentum * v - lr * g
 
     With a constant `lr` the parameters follow `SGD(momentum=..., nesterov=True)`.
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 1e-3
-        Learning rate (gamma).
-    momentum : float >= 0, default 0.9
-        Momentum factor (mu).
-    weight_decay : float >= 0, default 0
-        L2 penalty, added to the gradient.
+    momentum
+        Factor on the velocity before the gradient is added.
 
     See Also
     --------

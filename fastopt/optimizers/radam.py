@@ -10,36 +10,28 @@ from fastopt._rule import Betas, Flag, NonNegative, register, sqrt
 
 @register
 class RAdam(Optimizer):
-    r"""RAdam: Adam whose adaptive step is rectified while its variance is not yet tractable.
+    """RAdam: Adam whose adaptive step is rectified while its variance is not yet tractable.
 
-    .. math::
-        \rho_\infty &= 2 / (1 - \beta_2) - 1, \quad
-        \rho_t = \rho_\infty - 2 t \beta_2^t / (1 - \beta_2^t) \\
-        r_t &= \sqrt{\frac{(\rho_t - 4)(\rho_t - 2) \rho_\infty}
-                        {(\rho_\infty - 4)(\rho_\infty - 2) \rho_t}} \\
-        p_t &= p_{t-1} - \gamma \frac{m_t}{1 - \beta_1^t} \cdot
-        \begin{cases}
-            r_t \sqrt{1 - \beta_2^t} / (\sqrt{v_t} + \epsilon) & \rho_t > 5 \\
-            1 & \text{otherwise}
-        \end{cases}
+    In step t, with ``beta1, beta2 = betas`` and the states m = `exp_avg` and v = `exp_avg_sq`::
 
-    with Adam's running means :math:`m` and :math:`v`. The bound 5 and the place of :math:`\epsilon` are
-    torch's; the paper has 4.
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g**2
+        last = 2 / (1 - beta2) - 1
+        rho = last - 2 * t * beta2**t / (1 - beta2**t)
+        if rho > 5:
+            r = sqrt((rho - 4) * (rho - 2) * last / ((last - 4) * (last - 2) * rho))
+            p = p - lr * m / (1 - beta1**t) * r * sqrt(1 - beta2**t) / (sqrt(v) + eps)
+        else:
+            p = p - lr * m / (1 - beta1**t)
+
+    The bound 5 and the place of `eps` are torch's; the paper has 4.
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 1e-3
-        Learning rate (gamma).
-    betas : (float, float), both in [0, 1), default (0.9, 0.999)
+    betas
         Decay of the two running means.
-    eps : float >= 0, default 1e-8
+    eps
         Added to the denominator.
-    weight_decay : float >= 0, default 0
-        L2 penalty, added to the gradient; with `decoupled_weight_decay`, AdamW's.
-    decoupled_weight_decay : bool, default False
-        Shrink the parameter by ``1 - lr * weight_decay`` instead.
 
     See Also
     --------

@@ -10,33 +10,27 @@ from fastopt._rule import Flag, NonNegative, maximum, register, sqrt
 
 @register
 class RMSprop(Optimizer):
-    r"""RMSprop: the gradient over a running root mean square of itself.
+    """RMSprop: the gradient over a running root mean square of itself.
 
-    .. math::
-        v_t &= \alpha v_{t-1} + (1 - \alpha) g_t^2 \\
-        u_t &= g_t / (\sqrt{v_t} + \epsilon) \\
-        b_t &= \mu b_{t-1} + u_t \\
-        p_t &= p_{t-1} - \gamma b_t
+    In every step, with the states v = `square_avg` and b = `momentum_buffer`::
 
-    With `centered`, :math:`v_t - a_t^2` stands under the root, where :math:`a_t` is the running mean of
-    the gradient. Rounding can make that difference negative where the true one is nearly 0; fastopt then
-    takes 0, where torch gives NaN.
+        v = alpha * v + (1 - alpha) * g**2
+        b = momentum * b + g / (sqrt(v) + eps)
+        p = p - lr * b
+
+    With `centered`, ``v - a**2`` stands under the root, where a = `grad_avg` is the running mean of the gradient.
+    Rounding can make that difference negative where the true one is nearly 0; fastopt then takes 0, where torch gives
+    NaN.
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 1e-2
-        Learning rate (gamma).
-    alpha : float >= 0, default 0.99
+    alpha
         Decay of the running means.
-    eps : float >= 0, default 1e-8
+    eps
         Added to the denominator.
-    weight_decay : float >= 0, default 0
-        L2 penalty, added to the gradient.
-    momentum : float >= 0, default 0
-        Momentum factor (mu); 0 keeps no `momentum_buffer`.
-    centered : bool, default False
+    momentum
+        Factor on the buffer before the step is added; 0 keeps no `momentum_buffer`.
+    centered
         Normalise by the gradient's variance instead of its second moment.
 
     See Also

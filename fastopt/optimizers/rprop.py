@@ -18,21 +18,28 @@ StepSizes = Annotated[tuple[float, float], Pair(Real(0.0), Real(0.0))]
 
 @register
 class Rprop(Optimizer):
-    r"""Rprop: only the gradient's sign counts; every parameter has a step size of its own.
+    """Rprop: only the gradient's sign counts; every parameter has a step size of its own.
 
-    The step size grows by :math:`\eta^+` while the sign stays and shrinks by :math:`\eta^-` when it
-    changes; after a change the parameter rests for one step, and the gradient is remembered as 0. Signs are
-    compared, where torch compares the product of two gradients with 0, which underflows when they are tiny.
+    In every step, with the states s = `step_size` and `prev`, the gradient before::
+
+        if sign(g) * sign(prev) > 0:
+            s = minimum(s * etas[1], step_sizes[1])
+        if sign(g) * sign(prev) < 0:
+            s = maximum(s * etas[0], step_sizes[0])
+            g = 0
+        p = p - s * sign(g)
+        prev = g
+
+    After a change of sign the parameter rests for one step. Signs are compared, where torch compares the product of two
+    gradients with 0, which underflows when they are tiny.
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 1e-2
+    lr
         Step size of every parameter before the first step.
-    etas : (float in (0, 1), float > 1), default (0.5, 1.2)
+    etas
         Factors on the step size when the sign changes and when it stays.
-    step_sizes : (float >= 0, float >= 0), default (1e-6, 50)
+    step_sizes
         Smallest and largest step size.
 
     See Also

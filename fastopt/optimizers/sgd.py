@@ -8,29 +8,23 @@ from fastopt._rule import AnyReal, Flag, NonNegative, register
 
 @register
 class SGD(Optimizer):
-    r"""Stochastic gradient descent, with momentum and Nesterov momentum.
+    """Stochastic gradient descent, with momentum and Nesterov momentum.
 
-    .. math::
-        b_t &= \mu b_{t-1} + (1 - \tau) g_t  \quad (b_1 = g_1) \\
-        p_t &= p_{t-1} - \gamma b_t
-        \quad\text{or, with nesterov,}\quad p_{t-1} - \gamma (g_t + \mu b_t)
+    In every step, with the state b = `momentum_buffer`, in the first step g itself::
 
-    The learning rate multiplies the whole buffer, as in torch; `Momentum` and `Nesterov` keep it inside
-    the velocity, which differs as soon as `lr` changes.
+        b = momentum * b + (1 - dampening) * g
+        p = p - lr * b  # with nesterov: p - lr * (g + momentum * b)
+
+    The learning rate multiplies the whole buffer, as in torch; `Momentum` and `Nesterov` keep it inside the velocity,
+    which differs as soon as `lr` changes.
 
     Parameters
     ----------
-    params
-        One float32 array, a sequence or a dict of them, or a list of param groups.
-    lr : float >= 0, default 1e-3
-        Learning rate (gamma).
-    momentum : float >= 0, default 0
-        Momentum factor (mu); 0 keeps no state.
-    dampening : float, default 0
-        Dampening (tau) of the gradient in the buffer, not applied at the first step.
-    weight_decay : float >= 0, default 0
-        L2 penalty, added to the gradient.
-    nesterov : bool, default False
+    momentum
+        Factor on the buffer before the gradient is added; 0 keeps no state.
+    dampening
+        Share of the gradient that is left out of the buffer, but not in the first step.
+    nesterov
         Nesterov momentum; needs momentum > 0 and dampening 0.
 
     See Also
