@@ -41,6 +41,17 @@ def describe(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
+def remedy(value: Any, keep: str = "") -> str:
+    """The end of an error message about what is no NumPy array: how to make it one. `keep` says what to do with it."""
+    if hasattr(value, "detach") and hasattr(value, "numpy"):
+        return "; a CPU tensor's detach().numpy() shares its memory"
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        return "; with their names, arrays come in a dict: dict(pairs) makes one of such pairs"
+    if hasattr(value, "__array__") or isinstance(value, list | tuple | float | int):
+        return f"; np.array(..., np.float32) makes one{keep}"
+    return ""
+
+
 def check_array(
     value: Any,
     what: str,
@@ -57,21 +68,21 @@ def check_array(
     wanted = " or ".join(np.dtype(dtype).name for dtype in dtypes)
     if shape is not None:
         wanted += f" of shape {shape}"
+    keep = ": keep that copy, it is what is updated" if writable else ""
     if not isinstance(value, np.ndarray):
-        hint = ""
-        if hasattr(value, "detach") and hasattr(value, "numpy"):
-            hint = "; a CPU tensor's detach().numpy() shares its memory"
-        raise TypeError(f"{what} must be a NumPy array, {wanted}, got {describe(value)}{hint}")
+        raise TypeError(f"{what} must be a NumPy array, {wanted}, got {describe(value)}{remedy(value, keep)}")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{what} must be a plain NumPy array, got a masked array, whose mask would be ignored")
     if value.dtype not in dtypes or not value.dtype.isnative:
-        raise TypeError(f"{what} must be {wanted}, got {describe(value)}")
+        numbers = value.dtype.kind in "biuf" and np.float32 in dtypes
+        hint = f"; .astype(np.float32) converts{keep}" if numbers else ""
+        raise TypeError(f"{what} must be {wanted}, got {describe(value)}{hint}")
     if shape is not None and value.shape != shape:
         raise ValueError(f"{what} must be {wanted}, got {describe(value)}")
     if not value.flags.c_contiguous:
         raise ValueError(
             f"{what} must be C-contiguous, got strides {value.strides} for shape {value.shape}; "
-            "fastopt works in place and makes no copies (see numpy.ascontiguousarray)"
+            f"fastopt makes no copies, np.ascontiguousarray does{keep}"
         )
     if not value.flags.aligned:
         raise ValueError(f"{what} must be aligned to {value.itemsize} bytes, got data at {value.ctypes.data:#x}")

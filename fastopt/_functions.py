@@ -144,6 +144,12 @@ def _call(
     memory.check_array(arrays["g"], f"{owner}: g", dtypes=dtypes, shape=shape, writable=False)
     needed = spec.states_for(spec.flags(values))
     for name in spec.states:
+        if name in needed and arrays[name] is None:
+            first = spec.initial(name, values)
+            made = f"np.full_like(p, {first:g})" if first else "np.zeros_like(p)"
+            raise TypeError(
+                f"{owner}: state {name!r} must be a NumPy array, got None; before the first step {made} makes it"
+            )
         if name in needed:
             memory.check_array(arrays[name], f"{owner}: state {name!r}", dtypes=dtypes, shape=shape)
         elif arrays[name] is not None:

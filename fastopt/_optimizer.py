@@ -304,7 +304,7 @@ class Optimizer(metaclass=_Listing):
         else:
             raise TypeError(
                 f"{self._name}: params must be a float32 array, a sequence or a dict of them, or a list of param "
-                f"groups, got {_buffers.describe(params)}"
+                f"groups, got {_buffers.describe(params)}{_buffers.remedy(params)}"
             )
 
     # --- What users see
@@ -1174,7 +1174,7 @@ def _listed(params: Any) -> Any:
     """`params` with lists for iterables, of parameters or of groups, so that one can look into them more than once."""
     if params is None or _is_array(params) or isinstance(params, str | bytes | set | frozenset):
         return params
-    if isinstance(params, Mapping) or not isinstance(params, Iterable):
+    if isinstance(params, Mapping) or not isinstance(params, Iterable) or hasattr(params, "__array__"):
         return params
     items = list(params)
     for k, item in enumerate(items):

@@ -110,3 +110,58 @@ def test_a_misspelt_key_of_a_group_is_answered_with_the_nearest_word_at_the_next
     optimizer.param_groups[0]["weightdecay"] = 0.1
     with pytest.raises(ValueError, match=r"unknown \['weightdecay'\]; did you mean 'weight_decay'"):
         optimizer.step([ones(3)])
+
+
+# --- Arrays
+
+
+class Frame:
+    """What is an array only on request, as a DataFrame is, whose iterator gives the names of columns."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones((2, 2))
+
+    def __iter__(self):
+        return iter(["a", "b"])
+
+
+KEEP = "keep that copy, it is what is updated"
+PARAMETERS = {
+    "pairs with names": ([("w", ones(3))], r"params\[0\] .* got tuple; .*dict\(pairs\) makes one"),
+    "a data frame": (Frame(), r"params must be .* got .*Frame; np.array\(..., np.float32\) makes one"),
+    "a list of data frames": ([Frame()], rf"params\[0\] .* np.array\(..., np.float32\) makes one: {KEEP}"),
+    "a list of numbers": ([0.5, 1.5], rf"params\[0\] .* got float; np.array\(..., np.float32\) makes one: {KEEP}"),
+    "float64": ([np.ones(3)], rf"got float64 of shape \(3,\); .astype\(np.float32\) converts: {KEEP}"),
+    "strided": ([ones(6)[::2]], rf"fastopt makes no copies, np.ascontiguousarray does: {KEEP}"),
+}
+
+
+@pytest.mark.parametrize("params", PARAMETERS)
+def test_parameters_that_are_refused_come_with_what_mends_them(params):
+    value, message = PARAMETERS[params]
+    with pytest.raises((TypeError, ValueError), match=f"Adam: .*{message}"):
+        fastopt.Adam(value)
+
+
+GRADIENTS = {
+    "a data frame": (Frame(), r"got .*Frame; np.array\(..., np.float32\) makes one$"),
+    "a list of numbers": ([1.0, 1.0, 1.0], r"got list; np.array\(..., np.float32\) makes one$"),
+    "float64": (np.ones(3), r"got float64 of shape \(3,\); .astype\(np.float32\) converts$"),
+    "strided": (ones(6)[::2], "fastopt makes no copies, np.ascontiguousarray does$"),
+}
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_gradients_that_are_refused_come_with_what_mends_them(gradient):
+    value, message = GRADIENTS[gradient]
+    with pytest.raises((TypeError, ValueError), match=rf"Adam: grads\[0\] .*{message}"):
+        fastopt.Adam([ones(3)]).step([value])
+
+
+def test_a_missing_state_comes_with_what_makes_it():
+    with pytest.raises(
+        TypeError, match=r"adam: state 'exp_avg_sq' must be a NumPy array, got None; .* np.zeros_like\(p\) makes it"
+    ):
+        fastopt.functional.adam(ones(3), ones(3), ones(3), None)
+    with pytest.raises(TypeError, match=r"rprop: state 'step_size' .* np.full_like\(p, 0.5\)"):
+        fastopt.functional.rprop(ones(3), ones(3), ones(3), None, lr=0.5)
