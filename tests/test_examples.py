@@ -350,3 +350,59 @@ def test_the_table_has_a_line_for_every_optimizer():
     example = run("which_optimizer")
     for name, rate in example.found["chosen"].items():
         assert re.search(rf"^{name} +{rate:g} +\d", example.printed, re.MULTILINE), name
+
+
+# --- Where to start, and batch normalisation
+
+
+@pytest.mark.parametrize("function", ["sigmoid", "tanh"])
+def test_wide_weights_leave_the_activations_at_their_ends(function):
+    values = run("initialisation").found["outputs"][function, "std 1"][-1]
+    low, high = {"sigmoid": (0, 1), "tanh": (-1, 1)}[function]
+    assert np.mean(np.minimum(values - low, high - values) < 0.05) > 0.6
+
+
+@pytest.mark.parametrize("function", ["sigmoid", "tanh", "ReLU"])
+def test_narrow_weights_let_all_units_of_a_layer_say_the_same(function):
+    assert run("initialisation").found["outputs"][function, "std 0.01"][-1].std() < 0.03
+
+
+@pytest.mark.parametrize(("function", "start"), [("tanh", "Xavier"), ("ReLU", "He")])
+def test_the_right_start_keeps_the_spread_through_five_layers(function, start):
+    spreads = [values.std() for values in run("initialisation").found["outputs"][function, start]]
+    assert min(spreads) > 0.25
+    assert max(spreads) < 1.0
+
+
+def test_the_formula_tells_the_size_after_thirty_layers():
+    found = run("initialisation").found
+    for start, sizes in found["sizes"].items():
+        assert abs(np.log2(sizes[-1] / found["predicted"][start][-1])) < 1
+
+
+def test_batch_normalisation_gives_the_activations_the_same_size_in_every_layer_from_any_start():
+    for (_, batch_norm), sizes in run("initialisation").found["hidden_sizes"].items():
+        if batch_norm:
+            np.testing.assert_allclose(sizes, 0.5**0.5, rtol=0.03)
+        else:
+            assert abs(np.log10(sizes[-1] / sizes[0])) > 4
+
+
+def test_batch_normalisation_learns_from_every_start_and_without_it_only_the_neighbourhood_of_he_does():
+    found = run("initialisation").found
+    assert max(found["final"](sigma, True) for sigma in found["starts"]) < 0.5
+    learned = [sigma for sigma in found["starts"] if found["final"](sigma, False) < 1]
+    assert found["he"] in learned
+    assert max(learned) / min(learned) < 4
+
+
+def test_in_eval_mode_the_answer_is_the_same_in_any_company():
+    company = run("initialisation").found["company"]
+    assert np.ptp(company["eval"]) < 1e-5
+    assert np.ptp(company["train"]) > 0.5
+
+
+def test_in_train_mode_small_batches_cost_accuracy():
+    accuracies = run("initialisation").found["accuracies"]
+    assert accuracies["train"][0] < 0.6
+    assert min(accuracies["eval"]) > 0.95
