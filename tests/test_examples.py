@@ -6,6 +6,7 @@ Each script of `examples/` is run once; the tests look at the names it leaves be
 import contextlib
 import functools
 import io
+import itertools
 import re
 import runpy
 import time
@@ -406,3 +407,48 @@ def test_in_train_mode_small_batches_cost_accuracy():
     accuracies = run("initialisation").found["accuracies"]
     assert accuracies["train"][0] < 0.6
     assert min(accuracies["eval"]) > 0.95
+
+
+# --- Choosing hyperparameters
+
+
+def test_training_validation_and_test_data_share_no_picture():
+    found = run("hyperparameters").found
+    parts = [found[f"{name}_images"] for name in ("train", "valid", "test")]
+    assert len(np.unique(np.concatenate(parts), axis=0)) == len(np.unique(found["images"], axis=0)) == 1797
+
+
+def test_candidates_are_uniformly_distributed_on_the_logarithmic_scale():
+    found = run("hyperparameters").found
+    drawn = np.log10(found["draw"]({"lr": (1e-5, 1.0), "weight_decay": (1e-6, 1.0)}, 10_000))
+    low, high = np.array([-5.0, -6.0]), 0.0
+    assert (drawn >= low).all()
+    assert (drawn <= high).all()
+    quarters = np.quantile(drawn, [0.25, 0.5, 0.75], axis=0)
+    np.testing.assert_allclose(quarters, [low + share * (high - low) for share in (0.25, 0.5, 0.75)], atol=0.15)
+
+
+def test_a_random_search_sees_five_times_as_many_learning_rates_as_a_grid_and_finds_more():
+    searches = run("hyperparameters").found["searches"]
+    for name, rates in (("Grid", 5), ("Random", 25)):
+        assert all(len(np.unique(candidates[:, 0])) == rates for candidates, _ in searches[name])
+    best = {name: np.mean([accuracies.max() for _, accuracies in found]) for name, found in searches.items()}
+    assert best["Random"] > best["Grid"]
+
+
+def test_each_round_is_better_than_the_one_before():
+    medians = [np.median(accuracies) for _, _, accuracies in run("hyperparameters").found["rounds"]]
+    assert medians == sorted(medians)
+    assert medians[0] < 0.5 < 0.9 < medians[-1]
+
+
+def test_each_round_lies_within_the_one_before():
+    ranges = [ranges for ranges, _, _ in run("hyperparameters").found["rounds"]]
+    for outer, inner in itertools.pairwise(ranges):
+        assert all(outer[name][0] <= inner[name][0] < inner[name][1] <= outer[name][1] for name in outer)
+
+
+def test_the_test_score_is_near_the_validation_score():
+    found = run("hyperparameters").found
+    assert abs(found["test_accuracy"] - found["valid_accuracy"]) < 3 * found["chance"]
+    assert found["test_accuracy"] > 0.94
