@@ -452,3 +452,58 @@ def test_the_test_score_is_near_the_validation_score():
     found = run("hyperparameters").found
     assert abs(found["test_accuracy"] - found["valid_accuracy"]) < 3 * found["chance"]
     assert found["test_accuracy"] > 0.94
+
+
+# --- Classes and pictures
+
+
+@pytest.mark.parametrize("name", ["mean square", "cross-entropy"])
+def test_the_gradients_on_the_error_surfaces_are_those_of_finite_differences(name):
+    f = run("classes_and_pictures").found["loss_and_gradient"]
+    w, h = np.array([0.7, -1.3]), 1e-6
+    expected = [(f(name, w + h * axis)[0] - f(name, w - h * axis)[0]) / (2 * h) for axis in np.eye(2)]
+    np.testing.assert_allclose(f(name, w)[1], expected, rtol=1e-6)
+
+
+def test_where_the_answer_is_sure_and_wrong_only_cross_entropy_has_a_gradient():
+    found = run("classes_and_pictures").found
+    steep = {name: np.linalg.norm(found["loss_and_gradient"](name, found["START"])[1]) for name in found["losses"]}
+    assert steep["cross-entropy"] > 100 * steep["mean square"]
+
+
+def test_cross_entropy_arrives_and_the_mean_square_hardly_leaves():
+    found = run("classes_and_pictures").found
+    f, paths = found["loss_and_gradient"], found["paths"]
+    assert np.linalg.norm(f("cross-entropy", paths["cross-entropy"][-1])[1]) < 1e-2
+    assert np.linalg.norm(paths["mean square"][-1] - paths["mean square"][0]) < 1
+
+
+def test_cross_entropy_is_convex_and_the_mean_square_is_not():
+    found = run("classes_and_pictures").found
+    least = {name: found["least_curvature"](name, found["plane"]).min() for name in found["losses"]}
+    assert least["cross-entropy"] > 0
+    assert least["mean square"] < -0.1
+
+
+def test_receptive_fields_are_those_of_the_formula():
+    fields = run("classes_and_pictures").found["fields"]
+    assert fields == {(1, 1): 3, (1, 2): 5, (1, 3): 7, (2, 1): 3, (2, 2): 7, (2, 3): 15}
+
+
+def test_all_three_networks_read_digits_that_are_where_they_belong():
+    assert min(values[2, 2] for values in run("classes_and_pictures").found["moved"].values()) > 0.9
+
+
+def test_shared_weights_recognise_a_digit_that_has_moved():
+    moved = run("classes_and_pictures").found["moved"]
+    assert np.ptp(moved["convolutional"]) < 0.02
+    assert moved["dense"].mean() < 0.4
+
+
+def test_stride_2_recognises_even_shifts_better_than_odd_ones():
+    values = run("classes_and_pictures").found["moved"]["stride 2"]
+    assert values[::2, ::2].min() > values[1::2].max()
+
+
+def test_a_picture_that_moves_moves_its_maps():
+    assert run("classes_and_pictures").found["difference"] == 0
