@@ -46,6 +46,8 @@ class Real:
     high: float = math.inf
     low_open: bool = False
     high_open: bool = False
+    vanishing: bool = False
+    """Whether it may be below the smallest normal float32, and then counts as zero; else that is an error."""
 
     slots = 1
 
@@ -68,7 +70,7 @@ class Real:
             raise ValueError(f"{owner}: {name} must be {self}, got {_describe(value)}")
         if abs(result) > _LARGEST:
             raise ValueError(f"{owner}: {name} must be a finite float32, got {_describe(value)}")
-        if 0 < abs(result) < _SMALLEST_NORMAL:
+        if 0 < abs(result) < _SMALLEST_NORMAL and not self.vanishing:
             raise ValueError(
                 f"{owner}: {name} must be 0 or at least {_SMALLEST_NORMAL:.4g}, the smallest normal float32, "
                 f"got {_describe(value)}"
@@ -141,6 +143,8 @@ Kind = Real | Pair | Switch
 _FRACTION = Real(0.0, 1.0, high_open=True)
 AnyReal = Annotated[float, Real()]
 NonNegative = Annotated[float, Real(0.0)]
+LearningRate = Annotated[float, Real(0.0, vanishing=True)]
+"""Schedules let it decay for as long as they are stepped."""
 Fraction = Annotated[float, Real(0.0, 1.0)]
 Betas = Annotated[tuple[float, float], Pair(_FRACTION, _FRACTION)]
 Flag = Annotated[bool, Switch()]

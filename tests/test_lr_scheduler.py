@@ -572,6 +572,21 @@ def test_a_schedule_drives_every_optimizer_as_setting_the_learning_rate_does(nam
         np.testing.assert_array_equal(scheduled, by_hand)
 
 
+@pytest.mark.parametrize("name", [name for name in registry if name != "rprop"])  # where lr is but the first step size
+def test_a_learning_rate_may_decay_below_float32_and_counts_as_zero_there(name):
+    p = np.ones(70, np.float32)
+    opt = registry[name].cls(p, lr=0.01)
+    schedule = lr_scheduler.ExponentialLR(opt, gamma=0.5)
+    for epoch in range(200):
+        if epoch == 150:
+            reached = p.copy()
+        opt.step(np.ones(70, np.float32))
+        schedule.step()
+    assert 0 < schedule.get_last_lr()[0] < 1e-60
+    np.testing.assert_array_equal(p, reached)
+    assert (p != 1).all()
+
+
 @pytest.mark.parametrize(("cls", "key"), [(fastopt.SGD, "momentum"), (fastopt.Adam, "betas")])
 def test_cycled_momentum_reaches_the_kernel(cls, key):
     p, same = np.zeros(8, np.float32), np.zeros(8, np.float32)

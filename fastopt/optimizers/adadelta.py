@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Flag, Fraction, NonNegative, register, sqrt
+from fastopt._rule import Flag, Fraction, LearningRate, NonNegative, register, sqrt
 
 
 @register
@@ -50,7 +50,7 @@ class Adadelta(Optimizer):
     def __init__(
         self,
         params: Params | None = None,
-        lr: NonNegative = 1.0,
+        lr: LearningRate = 1.0,
         rho: Fraction = 0.9,
         eps: NonNegative = 1e-6,
         weight_decay: NonNegative = 0.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Flag, NonNegative, register, sqrt
+from fastopt._rule import Flag, LearningRate, NonNegative, register, sqrt
 
 
 @register
@@ -50,7 +50,7 @@ class Adagrad(Optimizer):
     def __init__(
         self,
         params: Params | None = None,
-        lr: NonNegative = 1e-2,
+        lr: LearningRate = 1e-2,
         lr_decay: NonNegative = 0.0,
         weight_decay: NonNegative = 0.0,
         initial_accumulator_value: NonNegative = 0.0,

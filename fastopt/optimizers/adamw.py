@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Betas, Flag, NonNegative, register
+from fastopt._rule import Betas, Flag, LearningRate, NonNegative, register
 from fastopt.optimizers.adam import Adam
 
 
@@ -40,7 +40,7 @@ class AdamW(Adam):
     def __init__(
         self,
         params: Params | None = None,
-        lr: NonNegative = 1e-3,
+        lr: LearningRate = 1e-3,
         betas: Betas = (0.9, 0.999),
         eps: NonNegative = 1e-8,
         weight_decay: NonNegative = 1e-2,

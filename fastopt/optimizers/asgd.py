@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import AnyReal, Flag, NonNegative, register
+from fastopt._rule import AnyReal, Flag, LearningRate, NonNegative, register
 
 
 @register
@@ -52,7 +52,7 @@ class ASGD(Optimizer):
     def __init__(
         self,
         params: Params | None = None,
-        lr: NonNegative = 1e-2,
+        lr: LearningRate = 1e-2,
         lambd: NonNegative = 1e-4,
         alpha: AnyReal = 0.75,
         t0: NonNegative = 1e6,

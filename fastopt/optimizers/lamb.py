@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Betas, Flag, NonNegative, norm, register
+from fastopt._rule import Betas, Flag, LearningRate, NonNegative, norm, register
 from fastopt.optimizers.adam import Adam
 
 
@@ -50,7 +50,7 @@ class LAMB(Adam):
     def __init__(
         self,
         params: Params | None = None,
-        lr: NonNegative = 1e-3,
+        lr: LearningRate = 1e-3,
         betas: Betas = (0.9, 0.999),
         eps: NonNegative = 1e-6,
         weight_decay: NonNegative = 0.0,

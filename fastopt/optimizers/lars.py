@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Flag, NonNegative, norm, register
+from fastopt._rule import Flag, LearningRate, NonNegative, norm, register
 from fastopt.optimizers.momentum import Momentum
 
 
@@ -51,7 +51,7 @@ class LARS(Momentum):
     def __init__(
         self,
         params: Params | None = None,
-        lr: NonNegative = 1e-3,
+        lr: LearningRate = 1e-3,
         momentum: NonNegative = 0.9,
         weight_decay: NonNegative = 0.0,
         trust_coefficient: NonNegative = 1e-3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Betas, Flag, NonNegative, register, sign
+from fastopt._rule import Betas, Flag, LearningRate, NonNegative, register, sign
 
 
 @register
@@ -47,7 +47,7 @@ class Lion(Optimizer):
     def __init__(
         self,
         params: Params | None = None,
-        lr: NonNegative = 1e-4,
+        lr: LearningRate = 1e-4,
         betas: Betas = (0.9, 0.99),
         weight_decay: NonNegative = 0.0,
         *,

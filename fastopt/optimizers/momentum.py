@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Flag, NonNegative, register
+from fastopt._rule import Flag, LearningRate, NonNegative, register
 
 
 @register
@@ -44,7 +44,7 @@ class Momentum(Optimizer):
     def __init__(
         self,
         params: Params | None = None,
-        lr: NonNegative = 1e-3,
+        lr: LearningRate = 1e-3,
         momentum: NonNegative = 0.9,
         weight_decay: NonNegative = 0.0,
         *,

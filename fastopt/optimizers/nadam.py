@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Betas, Flag, NonNegative, register, sqrt
+from fastopt._rule import Betas, Flag, LearningRate, NonNegative, register, sqrt
 
 
 @register
@@ -54,7 +54,7 @@ class NAdam(Optimizer):
     def __init__(
         self,
         params: Params | None = None,
-        lr: NonNegative = 2e-3,
+        lr: LearningRate = 2e-3,
         betas: Betas = (0.9, 0.999),
         eps: NonNegative = 1e-8,
         weight_decay: NonNegative = 0.0,

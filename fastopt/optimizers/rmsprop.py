@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Flag, NonNegative, maximum, register, sqrt
+from fastopt._rule import Flag, LearningRate, NonNegative, maximum, register, sqrt
 
 
 @register
@@ -58,7 +58,7 @@ class RMSprop(Optimizer):
     def __init__(
         self,
         params: Params | None = None,
-        lr: NonNegative = 1e-2,
+        lr: LearningRate = 1e-2,
         alpha: NonNegative = 0.99,
         eps: NonNegative = 1e-8,
         weight_decay: NonNegative = 0.0,

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Flag, NonNegative, Pair, Real, maximum, minimum, register, sign
+from fastopt._rule import Flag, LearningRate, Pair, Real, maximum, minimum, register, sign
 
 Etas = Annotated[
     tuple[float, float],
@@ -64,7 +64,7 @@ class Rprop(Optimizer):
     def __init__(
         self,
         params: Params | None = None,
-        lr: NonNegative = 1e-2,
+        lr: LearningRate = 1e-2,
         etas: Etas = (0.5, 1.2),
         step_sizes: StepSizes = (1e-6, 50.0),
         *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import AnyReal, Flag, NonNegative, register
+from fastopt._rule import AnyReal, Flag, LearningRate, NonNegative, register
 
 
 @register
@@ -53,7 +53,7 @@ class SGD(Optimizer):
     def __init__(
         self,
         params: Params | None = None,
-        lr: NonNegative = 1e-3,
+        lr: LearningRate = 1e-3,
         momentum: NonNegative = 0.0,
         dampening: AnyReal = 0.0,
         weight_decay: NonNegative = 0.0,
