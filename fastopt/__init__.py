@@ -12,6 +12,7 @@ from fastopt._optimizer import Optimizer as Optimizer
 from fastopt._optimizer import StepInfo as StepInfo
 from fastopt._threads import get_num_threads as get_num_threads
 from fastopt._threads import set_num_threads as set_num_threads
+from fastopt.early_stopping import EarlyStopping as EarlyStopping
 from fastopt.optimizers import *  # noqa: F403
 
 if _typing.TYPE_CHECKING:

@@ -64,7 +64,7 @@ def test_the_examples_run():
 SCHEDULES = [f"lr_scheduler.{name}" for name in ("base", "composed", "cycles", "decay", "plateau", "warmup")]
 
 
-@pytest.mark.parametrize("module", ["_buffers", "_info", "_optimizer", *SCHEDULES])
+@pytest.mark.parametrize("module", ["_buffers", "_info", "_optimizer", "early_stopping", *SCHEDULES])
 def test_the_examples_in_docstrings_run(module):
     failed, attempted = doctest.testmod(importlib.import_module(f"fastopt.{module}"))
     assert failed == 0

@@ -61,7 +61,7 @@ def function(owner: str, name: str, value: Any) -> Any:
 def measured(owner: str, name: str, value: Any) -> float:
     """`value`, a number or a scalar array or tensor that was measured in training, as a float; it may be NaN."""
     if not isinstance(value, bool) and hasattr(value, "__float__") and getattr(value, "shape", ()) == ():
-        return float(value)
+        return float(value.item() if hasattr(value, "item") else value)  # a tensor that has a gradient warns at float
     raise TypeError(f"{owner}: {name} must be a real number, got {describe(value)}")
 
 

@@ -90,6 +90,9 @@ schedule = fastopt.lr_scheduler.SequentialLR(
 schedule.step()
 print(schedule.get_last_lr()[0] + schedule.last_epoch, schedule.state_dict()["last_epoch"])
 fastopt.lr_scheduler.WarmupLR(fastopt.lr_scheduler.ReduceLROnPlateau(opt, mode="max"), 10).step(np.float32(0.5))
+stopping = fastopt.EarlyStopping(patience=3, mode="max")
+if stopping.step(np.float32(0.5), {"w": w, "b": b}) and stopping.best is not None:
+    print(stopping.best + 1.0, stopping.wait, stopping.stopped_step)
 fastopt.set_num_threads(2)
 print(fastopt.get_num_threads(), fastopt.info()["isa"], fastopt.__version__)
 

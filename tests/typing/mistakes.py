@@ -68,3 +68,5 @@ fastopt.cuda.rule()  # expect error
 fastopt.lr_scheduler.StepLR(p, 30)  # expect error
 fastopt.lr_scheduler.LambdaLR(fastopt.SGD(p), 0.5)  # expect error
 fastopt.lr_scheduler.ReduceLROnPlateau(fastopt.SGD(p)).step()  # expect error
+fastopt.EarlyStopping(mode="auto")  # expect error
+fastopt.EarlyStopping().step("0.5", p)  # expect error
