@@ -41,7 +41,7 @@ class BuildKernels(build_ext):
                 path.write_text(text, encoding="utf-8")
         for extension in self.extensions:
             extension.include_dirs += ["kernels", numpy.get_include()]
-            extension.depends += map(str, Path("kernels").glob("*.h"))
+            extension.depends += [str(path) for ending in ("*.h", "*.pxi") for path in Path("kernels").glob(ending)]
         made = cythonize(self.extensions, build_dir=str(GENERATED), language_level=3, quiet=True)
         for extension, cythonized in zip(self.extensions, made, strict=True):
             extension.sources = cythonized.sources

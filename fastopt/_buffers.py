@@ -9,7 +9,8 @@ import contextlib
 import itertools
 import mmap
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
@@ -36,7 +37,7 @@ bfloat16 states was 14% slower at 1e7 parameters (with float32 states, level).""
 
 def describe(value: Any) -> str:
     """What `value` is, for an error message."""
-    if isinstance(value, np.ndarray):
+    if is_array(value):
         return f"{value.dtype.name if value.dtype.isnative else value.dtype.str} of shape {value.shape}"
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
@@ -69,25 +70,31 @@ def check_array(
     if shape is not None:
         wanted += f" of shape {shape}"
     keep = ": keep that copy, it is what is updated" if writable else ""
-    if not isinstance(value, np.ndarray):
+    if not is_array(value):
         raise TypeError(f"{what} must be a NumPy array, {wanted}, got {describe(value)}{remedy(value, keep)}")
-    if isinstance(value, np.ma.MaskedArray):
+    if issubclass(type(value), np.ma.MaskedArray):
         raise TypeError(f"{what} must be a plain NumPy array, got a masked array, whose mask would be ignored")
-    if value.dtype not in dtypes or not value.dtype.isnative:
-        numbers = value.dtype.kind in "biuf" and np.float32 in dtypes
+    plain = np.ndarray.view(value, np.ndarray)  # what a subclass says of itself is not what a kernel sees
+    if plain.dtype not in dtypes or not plain.dtype.isnative:
+        numbers = plain.dtype.kind in "biuf" and np.float32 in dtypes
         hint = f"; .astype(np.float32) converts{keep}" if numbers else ""
-        raise TypeError(f"{what} must be {wanted}, got {describe(value)}{hint}")
-    if shape is not None and value.shape != shape:
-        raise ValueError(f"{what} must be {wanted}, got {describe(value)}")
-    if not value.flags.c_contiguous:
+        raise TypeError(f"{what} must be {wanted}, got {describe(plain)}{hint}")
+    if shape is not None and plain.shape != shape:
+        raise ValueError(f"{what} must be {wanted}, got {describe(plain)}")
+    if not plain.flags.c_contiguous:
         raise ValueError(
-            f"{what} must be C-contiguous, got strides {value.strides} for shape {value.shape}; "
+            f"{what} must be C-contiguous, got strides {plain.strides} for shape {plain.shape}; "
             f"fastopt makes no copies, np.ascontiguousarray does{keep}"
         )
-    if not value.flags.aligned:
-        raise ValueError(f"{what} must be aligned to {value.itemsize} bytes, got data at {value.ctypes.data:#x}")
-    if writable and not value.flags.writeable:
+    if not plain.flags.aligned:
+        raise ValueError(f"{what} must be aligned to {plain.itemsize} bytes, got data at {plain.ctypes.data:#x}")
+    if writable and not plain.flags.writeable:
         raise ValueError(f"{what} must be writable, got a read-only array")
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is a NumPy array by its real type: objects can claim another class."""
+    return issubclass(type(value), np.ndarray)
 
 
 def zeros(n: int) -> Array:
@@ -100,7 +107,10 @@ def zeros(n: int) -> Array:
     if nbytes >= _HUGE_FROM:
         # Private: mmap's default is shared, which a forked child would write into, and has no huge pages.
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-        memory = mmap.mmap(-1, nbytes + _HUGE_PAGE + _PAGE, **private)
+        try:
+            memory = mmap.mmap(-1, nbytes + _HUGE_PAGE + _PAGE, **private)
+        except (OSError, OverflowError) as error:
+            raise MemoryError(f"cannot allocate {nbytes} bytes: {error}") from error
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without transparent huge pages
                 memory.madvise(mmap.MADV_HUGEPAGE)
@@ -119,49 +129,94 @@ def state_arrays(like: Sequence[Array], dtype: Any = np.float32, block: int = 1)
     them as one; every other state starts on a cache line, and so does one that would begin inside a `block` of
     elements.
     """
-    offsets = []
-    end = 0
-    for k, array in enumerate(like):
-        follows = k > 0 and like[k - 1].ctypes.data + like[k - 1].nbytes == array.ctypes.data
-        if not follows or end % block:
-            end += -end % (ALIGNMENT // np.dtype(dtype).itemsize)
-        offsets.append(end)
-        end += array.size
-    flat = zeros(-(-end * np.dtype(dtype).itemsize // 4)).view(dtype)
-    return [
-        flat[offset : offset + array.size].reshape(array.shape) for offset, array in zip(offsets, like, strict=True)
-    ]
+    engine = backends.engine()
+    itemsize = np.dtype(dtype).itemsize
+    offsets, end = engine.places(list(like), ALIGNMENT // itemsize, block)
+    return engine.carve(zeros(-(-end * itemsize // 4)).view(dtype), list(like), offsets)
 
 
 def scale_arrays(lengths: Sequence[int]) -> list[Any]:
     """One uint16 array of each of these lengths, one after the other in memory."""
     flat = zeros(-(-sum(lengths) // 2)).view(np.uint16)
-    ends = np.cumsum([0, *lengths])
+    ends = itertools.accumulate(lengths, initial=0)
     return [flat[start : start + length] for start, length in zip(ends, lengths, strict=False)]
 
 
+# --- The memory of an optimizer ---------------------------------------------------------------------------
+
+
+def kept_arrays(tensors: Sequence[Any]) -> Iterator[tuple[Any, str, Any]]:
+    """Every array that is kept beside the parameters: (array, what it is, tensor), those of one kind in a row."""
+    beside = (
+        ("ema", "the average"),
+        ("copy", "the copy"),
+        ("low", "the lower half"),
+        ("update", "the workspace"),
+        ("step", "the step count"),
+        ("running", "the running scalars"),
+    )
+    for name, what in beside:
+        for tensor in tensors:
+            array = getattr(tensor, name)
+            if array is not None:
+                yield array, what, tensor
+    for attribute, what in (("states", "state"), ("scales", "scales of state")):
+        names = dict.fromkeys(name for tensor in tensors for name in getattr(tensor, attribute))
+        for name in names:
+            for tensor in tensors:
+                array = getattr(tensor, attribute).get(name)
+                if array is not None:
+                    yield array, f"{what} {name!r}", tensor
+
+
+def written_arrays(optimizer: Optimizer, without: Container[Any] = ()) -> list[tuple[Any, str]]:
+    """Everything that a step writes, with labels; not the parameters under the keys in `without`."""
+    parameters = [(tensor.array, tensor.label) for tensor in optimizer._tensors if tensor.key not in without]
+    return parameters + [(array, f"{what} of {t.label}") for array, what, t in kept_arrays(optimizer._tensors)]
+
+
+def refuse_overlap(optimizer: Optimizer, labelled: Sequence[tuple[Any, str]]) -> None:
+    """Explain which two of these arrays overlap."""
+    found = optimizer._arrays.first_overlap([array for array, _ in labelled])
+    if found is not None:
+        (a, first), (b, second) = (labelled[k] for k in found)
+        same = "are the same array" if a is b else "overlap in memory"
+        raise ValueError(f"{type(optimizer).__name__}: {first} and {second} {same}")
+
+
 # --- Gradients that the engine did not like ---------------------------------------------------------------
+
+
+def parameter_label(key: Any) -> str:
+    """What error messages call the parameter under `key`: a name, a position, or None where it is alone."""
+    return "params" if key is None else f"params[{key!r}]"
 
 
 def _gradient_label(optimizer: Optimizer, index: int) -> str:
     return f"{type(optimizer).__name__}: " + optimizer._tensors[index].label.replace("params", "grads", 1)
 
 
-def check_gradient(optimizer: Optimizer, index: int, gradient: Any) -> str:
-    """Raise TypeError or ValueError unless `gradient` fits parameter number `index`; return what it holds."""
+def check_gradient(optimizer: Optimizer, index: int, gradient: Any) -> tuple[np.ndarray, str]:
+    """Raise TypeError or ValueError unless `gradient` fits parameter number `index`; return it and what it holds.
+
+    A NumPy scalar, which reductions return in the place of arrays of shape (), becomes a read-only array.
+    """
     shape = optimizer._tensors[index].shape
     what = _gradient_label(optimizer, index)
-    if isinstance(gradient, np.ndarray):
+    if issubclass(type(gradient), np.generic):
+        gradient = np.asarray(gradient)
+        gradient.flags.writeable = False
+    if is_array(gradient):
         name = gradient.dtype.name
         if name == "uint16" and optimizer.grad_dtype == "bfloat16":
             name = "bfloat16"
         if name in ("float16", "bfloat16"):
             check_array(gradient, what, shape=shape, dtypes=(gradient.dtype.type,), writable=False)
-            return name
+            return gradient, name
         if name == "uint16":
             raise TypeError(f"{what} is uint16; with grad_dtype='bfloat16' at construction that means bfloat16")
     check_array(gradient, what, shape=shape, writable=False)
-    return "float32"
+    return gradient, "float32"
 
 
 def refuse_changed_parameter(optimizer: Optimizer, index: int) -> NoReturn:
@@ -217,9 +272,14 @@ def refuse_gradient_count(optimizer: Optimizer, gradients: Sequence[Any]) -> NoR
     )
 
 
-def refuse_overlapping_gradient(optimizer: Optimizer, index: int, other: str) -> NoReturn:
+def refuse_overlapping_gradient(optimizer: Optimizer, index: int, gradient: Any) -> NoReturn:
     """Explain a gradient in memory that the step writes."""
-    raise ValueError(f"{_gradient_label(optimizer, index)} overlaps {other} in memory")
+    what, other = _gradient_label(optimizer, index), "memory that the step writes"
+    for array, label in written_arrays(optimizer):
+        if optimizer._arrays.first_overlap([gradient, array]) is not None:
+            other = label
+            break
+    raise ValueError(f"{what} overlaps {other} in memory")
 
 
 def refuse_read_only_gradient(optimizer: Optimizer, index: int) -> NoReturn:
@@ -251,12 +311,18 @@ def refuse_scalars(optimizer: Optimizer, index: int, step: int) -> NoReturn:
     )
 
 
-def refuse_concurrent_step(optimizer: Optimizer) -> NoReturn:
-    """Explain a step, or a change of the optimizer, while a step is under way."""
-    raise RuntimeError(f"{type(optimizer).__name__}: another step of this optimizer is under way")
-
-
 # --- FlatBuffer -------------------------------------------------------------------------------------------
+
+
+_buffer_of: weakref.WeakValueDictionary[int, FlatBuffer] = weakref.WeakValueDictionary()
+"""By the id of a view the buffer that it is a part of."""
+
+
+def part_of_buffer(array: Any) -> tuple[FlatBuffer, str] | None:
+    """The `FlatBuffer` that an array is a view of, and its name there."""
+    buffer = _buffer_of.get(id(array))
+    name = None if buffer is None else buffer._name_of.get(id(array))
+    return None if buffer is None or name is None else (buffer, name)
 
 
 class FlatBuffer(Mapping[str, Array]):
@@ -292,7 +358,7 @@ class FlatBuffer(Mapping[str, Array]):
     array([1., 1., 1., 1., 1., 1., 7., 7., 7.], dtype=float32)
     """
 
-    __slots__ = ("_views", "backend", "flat")
+    __slots__ = ("__weakref__", "_name_of", "_views", "backend", "flat")
 
     flat: Array
     """The whole buffer: float32, one dimension, 64-byte aligned."""
@@ -329,6 +395,8 @@ class FlatBuffer(Mapping[str, Array]):
             else:
                 self._views[name] = memory.part(self.flat, start, shape)
             start = end
+        self._name_of = {id(view): name for name, view in self._views.items()}
+        _buffer_of.update(dict.fromkeys(self._name_of, self))
         for name, tensor in tensors.items():
             if isinstance(tensor, np.ndarray) or backends.lives_on_gpu(tensor):
                 self._put(name, tensor)

@@ -47,6 +47,21 @@ def check_parameter(array: Any, what: str, shape: tuple[int, ...] | None, is_spl
         check_array(array, f"{what}, bfloat16 with master='split',", shape=shape, dtypes=(np.uint16,))
 
 
+def check_parameters(
+    optimizer: Any, arrays: Sequence[Any], tensors: Sequence[Any] | None = None, keys: Sequence[Any] = ()
+) -> None:
+    """Raise TypeError or ValueError unless arrays can be parameters: those of `tensors`, or new ones under `keys`."""
+    number = np.dtype(np.float32 if optimizer.master is None else np.uint16).num
+    for k in backends.engine().unusual(list(arrays), number, tensors, True):
+        label = tensors[k].label if tensors else _buffers.parameter_label(keys[k])
+        optimizer._check_parameter(arrays[k], label, tensors[k].shape if tensors else None)
+
+
+def ranges(arrays: Sequence[Any], gap: int = 0) -> Any:
+    """The memory of arrays, which is one piece where there are at most `gap` bytes of an allocation between them."""
+    return backends.engine().Ranges(list(arrays), gap)
+
+
 def first_overlap(arrays: Sequence[Any]) -> tuple[int, int] | None:
     """Positions of two arrays that overlap in memory, or None."""
     return backends.engine().Ranges(list(arrays)).first_overlap()
@@ -73,12 +88,31 @@ def values_of(tensor: Any) -> np.ndarray:
     return tensor.array if tensor.low is None else _codecs.join(tensor.array, tensor.low)
 
 
-def set_values(tensor: Any, values: np.ndarray) -> None:
-    """Overwrite the parameter of a tensor."""
+def note_values(changes: Any, tensor: Any, values: np.ndarray) -> None:
+    """Note in `changes` that the parameter of a tensor is overwritten."""
     if tensor.low is None:
-        tensor.array[...] = values
+        changes.copy(tensor.array, values)
     else:
-        _codecs.split(values, tensor.array, tensor.low)
+        high, low = np.empty(tensor.shape, np.uint16), np.empty(tensor.shape, np.uint16)
+        _codecs.split(values, high, low)
+        changes.copy(tensor.array, high)
+        changes.copy(tensor.low, low)
+
+
+def note(changes: Any, target: np.ndarray, values: np.ndarray) -> None:
+    """Note in `changes` that an array of the optimizer's is overwritten by values of its type or by codes."""
+    changes.copy(target, values)
+
+
+def note_beside(changes: Any, optimizer: Any, tensor: Any, low: np.ndarray | None, has_average: bool) -> None:
+    """Note that the copy follows the parameter, whose lower half is `low`, and the average if it was not loaded."""
+    values = tensor.array if tensor.low is None else _codecs.join(tensor.array, tensor.low if low is None else low)
+    if tensor.ema is not None and not has_average:
+        changes.copy(tensor.ema, values)
+    if tensor.copy is not None:
+        copy = np.empty_like(tensor.copy)
+        optimizer._backend.copy_array(values, copy)
+        changes.copy(tensor.copy, copy)
 
 
 def start_averages(optimizer: Any, tensors: Sequence[Any]) -> None:  # noqa: ARG001  of the GPU
@@ -93,9 +127,9 @@ def copy_parameters(optimizer: Any, tensors: Sequence[Any]) -> None:
         optimizer._backend.copy_array(values_of(tensor), tensor.copy)
 
 
-def exchange_averages(optimizer: Any, tensors: Sequence[Any]) -> None:  # noqa: ARG001  of the GPU
-    """Let parameters and averages change places."""
-    for tensor in tensors:
-        kept = values_of(tensor).copy()
-        set_values(tensor, tensor.ema)
-        tensor.ema[...] = kept
+def average_swap(optimizer: Any) -> Any:
+    """The context manager in which averages stand in the parameters' place."""
+    from fastopt.backends import cpu
+
+    is_bfloat16 = optimizer.copy_dtype == "bfloat16"
+    return backends.engine().AverageSwap(optimizer._guard, optimizer._prepare_swap, cpu.stages(), is_bfloat16, None)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import numbers
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeAlias, TypedDict
 
 import numpy as np
@@ -102,54 +102,17 @@ class Loaded(NamedTuple):
     """Index for the rounding of its first element."""
 
 
-class _Tensor:
-    """One parameter and what the optimizer keeps for it."""
-
-    __slots__ = (
-        *("array", "copy", "ema", "group", "index", "label", "low", "running", "scales", "shape", "size", "states"),
-        *("step", "update"),
-    )
-
-    def __init__(
-        self,
-        array: Array,
-        label: str,
-        group: int,
-        index: int,
-        step: np.ndarray,
-        running: np.ndarray,
-        shape: tuple[int, ...],
-    ) -> None:
-        self.array = array
-        self.shape = shape
-        self.size = math.prod(shape)
-        self.label = label
-        self.group = group
-        self.index = index
-        """Of its first element among all elements of the optimizer; a loaded state keeps that of its origin."""
-        self.states: dict[str, np.ndarray] = {}
-        """As they are kept: float32, bfloat16 or codes."""
-        self.scales: dict[str, np.ndarray] = {}
-        """Of states in 8 bits."""
-        self.step = step
-        self.running = running
-        self.low: np.ndarray | None = None
-        """Lower halves of the parameters, uint16, where `array` holds the upper ones."""
-        self.ema: Array | None = None
-        self.copy: np.ndarray | None = None
-        self.update: Array | None = None
-
-    def expose(self, spec: Spec, arrays: Any) -> State:
-        """What users see as the state of this tensor: live arrays under fixed names."""
-        running = {name: self.running[k : k + 1].reshape(()) for k, name in enumerate(spec.running)}
-        states = {name: arrays.exposed(array) for name, array in self.states.items()}
-        scales = {scale_name(name): arrays.exposed(array) for name, array in self.scales.items()}
-        return types.MappingProxyType({"step": self.step.view(), **running, **states, **scales})
-
-
 def scale_name(state: str) -> str:
     """Under what name the scales of an 8-bit state are shown and saved."""
     return f"{state}_scale"
+
+
+def exposed_state(tensor: Any, spec: Spec, arrays: Any) -> State:
+    """What users see as the state of a tensor: live arrays under fixed names."""
+    running = {name: tensor.running[k : k + 1].reshape(()) for k, name in enumerate(spec.running)}
+    states = {name: arrays.exposed(array) for name, array in tensor.states.items()}
+    scales = {scale_name(name): arrays.exposed(array) for name, array in tensor.scales.items()}
+    return types.MappingProxyType({"step": tensor.step.view(), **running, **states, **scales})
 
 
 class _Listing(type):
@@ -214,6 +177,9 @@ class Optimizer(metaclass=_Listing):
         are almost that of a hyperparameter or an option.
     """
 
+    _backend: Any
+    _arrays: Any
+
     spec: ClassVar[Spec]
     states: ClassVar[Mapping[str, float | str]] = {}
     state_kinds: ClassVar[Mapping[str, str]] = {}
@@ -239,6 +205,7 @@ class Optimizer(metaclass=_Listing):
 
     def __init__(self, params: Params | None, arguments: Mapping[str, Any]) -> None:
         # `arguments` are those of the subclass's __init__: the hyperparameters and `options` among them.
+        before = set(vars(self))
         options: dict[str, Any] = {**_OPTIONS, **arguments["options"]}
         unknown = [name for name in options if name not in _OPTIONS]
         if unknown:
@@ -268,44 +235,50 @@ class Optimizer(metaclass=_Listing):
         self._state_dtype: str = state_dtype
         self._seed = self._check_seed(options["seed"])
         self._master = self._one_of("master", ("split",), options["master"])
+        self._guard = backends.engine().Guard(self._name)
         self._param_groups: list[dict[str, Any]] = []
-        self._tensors: list[_Tensor] = []
+        self._groups: tuple[dict[str, Any], ...] = ()
+        """The dicts that `param_groups` must hold."""
+        self._tensors: list[Any] = []
         self._names: tuple[str, ...] | None = None
-        self._structure: Literal["single", "sequence", "mapping"]
+        self._by_name: dict[str, Any] = {}
+        self._ranges: Any = self._arrays.ranges([])
+        """All memory that a step writes."""
+        self._structure: Literal["single", "sequence", "mapping"] = "sequence"
         self._awaited: dict[str, Loaded] = {}
         self._plan: Any = None
         self._kept_for_graphs: list[Any] = []
         """Buffers of dropped plans whose addresses are in captured graphs."""
-        self._members: list[list[_Tensor]] = []
-        self._ema_is_in = False
+        self._members: list[list[Any]] = []
+        self._read: list[tuple[Any, tuple[str, ...]] | None] = []
+        """Of each group the parameters and states that were last found to fit."""
         self._by_update = params is None
+        self._n_threads: int | None = None
         self.n_threads = options["n_threads"]
         if params is None:
-            self._structure = "mapping"
-            self._names = ()
-            self._param_groups.append({"params": (), **self.defaults})
+            self._structure, self._names = "mapping", ()
+            group = {"params": (), **self.defaults}
+            self._param_groups.append(group)
+            self._groups = (group,)
         elif _is_array(params):
             self._structure = "single"
-            self._add_groups([{"params": params}])
+            self._grow([{"params": params}])
         elif isinstance(params, Mapping):
-            self._structure = "mapping"
-            self._names = ()
-            self._add_groups([{"params": params}])
+            self._structure, self._names = "mapping", ()
+            self._grow([{"params": params}])
         elif isinstance(params, list):
-            items = params
-            groups: list[Any] = (
-                items if items and all(isinstance(item, dict) for item in items) else [{"params": items}]
-            )
-            self._structure = "sequence"
+            is_grouped = bool(params) and all(isinstance(item, dict) for item in params)
+            groups: list[Any] = params if is_grouped else [{"params": params}]
             if all(isinstance(group.get("params"), Mapping) for group in groups):
-                self._structure = "mapping"
-                self._names = ()
-            self._add_groups(groups)
+                self._structure, self._names = "mapping", ()
+            self._grow(groups)
         else:
             raise TypeError(
                 f"{self._name}: params must be a float32 array, a sequence or a dict of them, or a list of param "
                 f"groups, got {_buffers.describe(params)}{_buffers.remedy(params)}"
             )
+        self._own_attributes = {*vars(self), "_own_attributes"} - before
+        """What is not a subclass's."""
 
     # --- What users see
 
@@ -344,13 +317,13 @@ class Optimizer(metaclass=_Listing):
         them: see `state_float32`.
         """
         self._settle()
-        return self._structured([tensor.expose(self.spec, self._arrays) for tensor in self._tensors])
+        return self._structured([exposed_state(tensor, self.spec, self._arrays) for tensor in self._tensors])
 
     @property
     def ema(self) -> PerParameter[Array]:
         """Averages of the parameters, a list or a dict as `state`; needs `ema_decay`. Live arrays."""
         self._need("ema_decay", self._ema_decay)
-        return self._structured([tensor.ema for tensor in self._tensors])
+        return self._structured([self._arrays.exposed(tensor.ema) for tensor in self._tensors])
 
     @property
     def params_copy(self) -> PerParameter[np.ndarray]:
@@ -360,7 +333,7 @@ class Optimizer(metaclass=_Listing):
         What is written into a parameter between two steps is copied at the next, or by `refresh_params_copy`.
         """
         self._need("copy_dtype", self._copy_dtype)
-        return self._structured([tensor.copy for tensor in self._tensors])
+        return self._structured([self._arrays.exposed(tensor.copy) for tensor in self._tensors])
 
     @property
     def ema_decay(self) -> float | None:
@@ -404,12 +377,12 @@ class Optimizer(metaclass=_Listing):
         Needs ``master="split"``. `load_master_params` writes them.
         """
         self._need("master", self._master)
-        return self._structured([self._arrays.values_of(tensor) for tensor in self._tensors])
+        return self._guard.run_also_swapped("master_params", self._from_tensors, self._arrays.values_of)
 
     @property
     def state_float32(self) -> PerParameter[Mapping[str, Array]]:
         """The arrays of `state` as float32 numbers, a list or a dict as there: copies, whatever `state_dtype`."""
-        return self._structured([self._decoded(tensor) for tensor in self._tensors])
+        return self._guard.run_also_swapped("state_float32", self._from_tensors, self._decoded)
 
     @property
     def state_nbytes(self) -> int:
@@ -482,7 +455,7 @@ class Optimizer(metaclass=_Listing):
         """
         plan = self._plan
         if plan is None:
-            plan = self._make_plan()
+            plan = self._guard.run("step()", self._planned)
         if (
             grad_scale is _UNSCALED
             and max_norm is None
@@ -494,11 +467,7 @@ class Optimizer(metaclass=_Listing):
             plan.step(grads)
             return _APPLIED
         options = self._check_step_options(grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads)
-        if self.backend == "cuda":
-            return plan.step(grads, options, stream) or _APPLIED
-        if stream is not None:
-            raise ValueError(f"{self._name}: stream is for arrays on a GPU, these are in host memory")
-        return StepInfo(*plan.step(grads, options))
+        return self._step_with(plan.step, grads, options, stream)
 
     def prepare_capture(self) -> None:
         """Make what a `step` needs that is captured into a CUDA graph: call it before the capture begins.
@@ -512,7 +481,7 @@ class Optimizer(metaclass=_Listing):
         RuntimeError
             Unless this optimizer is on a GPU and has run a step there, which compiles its kernels.
         """
-        self._on_gpu("prepare_capture()").prepare_capture()
+        self._guard.run("prepare_capture()", lambda: self._on_gpu("prepare_capture()").prepare_capture())
 
     def prepare_replay(self, stream: Any = None) -> StepInfo | None:
         """Count a step, and queue its numbers for the replay of a captured `step`: call it right before each.
@@ -531,7 +500,9 @@ class Optimizer(metaclass=_Listing):
             If no step was captured, or if hyperparameters or step counts changed so that it no longer fits. With
             `skip_nonfinite`, `state` and the like raise it between this call and the replay.
         """
-        info: StepInfo | None = self._on_gpu("prepare_replay()").prepare_replay(stream)
+        info: StepInfo | None = self._guard.run(
+            "prepare_replay()", lambda: self._on_gpu("prepare_replay()").prepare_replay(stream)
+        )
         return info
 
     def update(
@@ -556,36 +527,45 @@ class Optimizer(metaclass=_Listing):
         """
         if self._structure != "mapping":
             raise TypeError(f"{self._name}: update() is for dicts, this optimizer was made with a {self._structure}")
-        self._check_free("update()")
+        return self._guard.run("update()", self._update, params, grads, options)
+
+    def _update(self, params: Mapping[str, Array], grads: Mapping[str, Array | None], options: StepOptions) -> StepInfo:
         for what, value in (("params", params), ("grads", grads)):
             if not isinstance(value, Mapping):
                 raise TypeError(f"{self._name}: {what} must be a dict of arrays, got {_buffers.describe(value)}")
-        if params.keys() != grads.keys():
-            odd = sorted(map(repr, params.keys() ^ grads.keys()))
+        arrays = dict(params)
+        if arrays.keys() != grads.keys():
+            odd = sorted(map(repr, arrays.keys() ^ grads.keys()))
             raise ValueError(f"{self._name}: params and grads must have the same names, {_buffers.few(odd)} differ")
-        known = dict(zip(self._names or (), self._tensors, strict=True))
-        moved: dict[str, Any] = {n: a for n, a in params.items() if n in known and known[n].array is not a}
-        new: dict[str, Any] = {name: array for name, array in params.items() if name not in known}
-        before = self._bindings()
+        chosen = self._step_options(**options)
+        known = self._by_name
+        moved = {name: array for name, array in arrays.items() if name in known and known[name].array is not array}
+        new = {name: array for name, array in arrays.items() if name not in known}
+        backend = self._backend, self._arrays, self._ranges
+        changes = backends.engine().Changes()
+        steps = self._guard.steps
         try:
             if not self._tensors and self._backend_asked == "auto":
-                self._choose_backend(params)
+                self._choose_backend(arrays)
+                self._ranges = self._arrays.ranges([])
             if moved or new:
-                self._rebind(known, moved, new)
-            if len(params) < len(self._tensors):
+                self._bind(changes, moved, new)
+                changes.publish()
+            if len(arrays) < len(self._tensors):
                 grads = {name: grads.get(name) for name in self._names or ()}
-            return self.step(grads, **options)
+            return self._step_with(self._planned().step_held, grads, *chosen)
         except BaseException:
-            if moved or new:
-                self._restore(before)
+            if self._guard.steps == steps:
+                changes.undo()
+                self._backend, self._arrays, self._ranges = backend
             raise
 
-    @contextlib.contextmanager
-    def swap_ema(self) -> Iterator[None]:
+    def swap_ema(self) -> AbstractContextManager[None]:
         """Put the averages in the place of the parameters for the length of a with block.
 
         Parameters and averages are exchanged in place, `params_copy` follows, and all of it is undone at the
-        end, also after an exception. Inside, the optimizer cannot step, save, load or grow.
+        end, also after an exception and in arrays that became read-only meanwhile. Inside, the optimizer cannot
+        step, save, load or grow.
 
         Examples
         --------
@@ -601,24 +581,13 @@ class Optimizer(metaclass=_Listing):
         array([-1., -1.], dtype=float32)
         """
         self._need("ema_decay", self._ema_decay)
-        self._check_free("swap_ema()")
-        for tensor in self._tensors:
-            self._check_parameter(tensor.array, tensor.label, tensor.shape)
-        self._settle()
-        self._exchange_ema()
-        self._ema_is_in = True
-        plan, self._plan = self._plan, None  # a step would have to make one, which is refused
-        try:
-            yield
-        finally:
-            self._ema_is_in = False
-            self._plan = plan  # a captured graph goes on with it
-            self._exchange_ema()
+        swap: AbstractContextManager[None] = self._arrays.average_swap(self)
+        return swap
 
     def refresh_params_copy(self) -> None:
         """Copy the parameters as they are now into `params_copy`."""
         self._need("copy_dtype", self._copy_dtype)
-        self._arrays.copy_parameters(self, self._tensors)
+        self._guard.run_also_swapped("refresh_params_copy()", self._arrays.copy_parameters, self, self._tensors)
 
     def load_master_params(self, params: Any) -> None:
         """Set the float32 parameters; the arrays get their bfloat16 halves. Needs ``master="split"``.
@@ -634,7 +603,9 @@ class Optimizer(metaclass=_Listing):
             For another structure, shapes or types; nothing was written then.
         """
         self._need("master", self._master)
-        self._check_free("load_master_params()")
+        self._guard.run("load_master_params()", self._load_master_params, params)
+
+    def _load_master_params(self, params: Any) -> None:
         if self._structure == "single":
             values = [params]
         elif self._structure == "mapping":
@@ -654,8 +625,10 @@ class Optimizer(metaclass=_Listing):
                 if overlap is not None and overlap[1] == len(halves):
                     raise ValueError(f"{self._name}: the values for {tensor.label} overlap the parameters in memory")
             self._check_parameter(tensor.array, tensor.label, tensor.shape)
+        changes = backends.engine().Changes()
         for tensor, value in zip(self._tensors, values, strict=True):
-            self._arrays.set_values(tensor, value)
+            self._arrays.note_values(changes, tensor, value)
+        changes.publish()
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add parameters with hyperparameters of their own.
@@ -666,17 +639,7 @@ class Optimizer(metaclass=_Listing):
             ``"params"`` (an array, or a sequence of arrays; a dict of them where the optimizer was made with a
             dict) and any hyperparameters; the others are those of the constructor.
         """
-        self._check_free("add_param_group()")
-        if self._structure != "single":
-            self._add_groups([group])
-            return
-        self._structure = "sequence"
-        try:
-            self._add_groups([group])
-        except BaseException:
-            self._structure = "single"
-            raise
-        self._tensors[0].label = "params[0]"
+        self._guard.run("add_param_group()", self._grow, [group])
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot that `load_state_dict` resumes from with the same bits.
@@ -691,7 +654,12 @@ class Optimizer(metaclass=_Listing):
             ``"state_dtype"`` says how the state is kept, bfloat16 as uint16, 8 bits as uint8 with scales;
             ``"seed"`` and ``"offsets"`` are those of its rounding.
         """
-        self._check_free("state_dict()")
+        saved: dict[str, Any] = self._guard.run("state_dict()", self._saved)
+        return saved
+
+    def _saved(self) -> dict[str, Any]:
+        """See `state_dict`."""
+        self._check_grouping()
         self._settle()
         fetch = self._arrays.fetch
         state: dict[int, Any] = {}
@@ -703,8 +671,10 @@ class Optimizer(metaclass=_Listing):
                 **{scale_name(name): fetch(array) for name, array in tensor.scales.items()},
             }
         groups = []
-        for k, group in enumerate(self._param_groups):
-            positions = [i for i, tensor in enumerate(self._tensors) if tensor.group == k]
+        members: list[list[int]] = [[] for _ in self._groups]
+        for position, tensor in enumerate(self._tensors):
+            members[tensor.group].append(position)
+        for group, positions in zip(self._groups, members, strict=True):
             saved = {key: value for key, value in group.items() if key != "params"}
             saved["params"] = positions
             if self._names is not None:
@@ -753,9 +723,7 @@ class Optimizer(metaclass=_Listing):
         """
         from fastopt import _state_dict
 
-        self._check_free("load_state_dict()")
-        self._settle()
-        _state_dict.load(self, state_dict)
+        self._guard.run("load_state_dict()", _state_dict.load, self, state_dict)
 
     def __repr__(self) -> str:
         """The hyperparameters of every param group as they are now, and the options that are not at their defaults."""
@@ -782,23 +750,41 @@ class Optimizer(metaclass=_Listing):
             "structure": self._structure,
             "by_update": self._by_update,
             "names": self._names,
-            "tensors": [(tensor.array, tensor.label, tensor.group) for tensor in self._tensors],
+            # Views of a FlatBuffer are saved as its parts, so that it shares them with the optimizer afterwards, too.
+            "tensors": [
+                (_buffers.part_of_buffer(tensor.array) or tensor.array, tensor.key, tensor.group)
+                for tensor in self._tensors
+            ],
             "defaults": self.defaults,
             "options": self._options(),
             "state_dict": self.state_dict(),
+            "attributes": {name: value for name, value in vars(self).items() if name not in self._own_attributes},
         }
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         from fastopt import _state_dict
 
         Optimizer.__init__(self, None, {**saved["defaults"], "options": saved["options"]})
-        self._structure, self._names, self._by_update = saved["structure"], saved["names"], saved["by_update"]
-        groups = saved["state_dict"]["param_groups"]
-        self._param_groups = [{"params": (), **{k: v for k, v in g.items() if k[:5] != "param"}} for g in groups]
-        for group, run in itertools.groupby(saved["tensors"], key=lambda tensor: tensor[2]):
-            arrays, labels = zip(*((array, label) for array, label, _ in run), strict=True)
-            self._add_tensors(list(arrays), list(labels), group)
-        self._list_params()
+        vars(self).update(saved["attributes"])
+        self._structure, self._by_update = saved["structure"], saved["by_update"]
+        self._names = None if saved["names"] is None else ()
+        tensors: list[Any] = []
+        members: list[list[Array]] = [[] for _ in saved["state_dict"]["param_groups"]]
+        groups = [{"params": (), **group} for group in saved["state_dict"]["param_groups"]]
+        for group in groups:
+            group.pop("param_names", None)
+        for k, run in itertools.groupby(saved["tensors"], key=lambda tensor: tensor[2]):
+            sources, keys, _ = zip(*run, strict=True)
+            arrays = [one[0][one[1]] if isinstance(one, tuple) else one for one in sources]
+            tensors += self._made_tensors(arrays, keys, k, groups[k], _next_index(tensors))
+            members[k] += arrays
+        for group, arrays in zip(groups, members, strict=True):
+            group["params"] = tuple(arrays)
+        self._param_groups[:] = groups
+        self._groups = tuple(groups)
+        changes = backends.engine().Changes()
+        self._note_growth(changes, tensors, self._ranges)
+        changes.publish()
         _state_dict.load(self, saved["state_dict"])
 
     # --- Inside
@@ -842,6 +828,10 @@ class Optimizer(metaclass=_Listing):
         """`values`, one for each parameter, as a list or as a dict by their names."""
         return values if self._names is None else dict(zip(self._names, values, strict=True))
 
+    def _from_tensors(self, function: Callable[[Any], Any]) -> Any:
+        """What `function` makes of every tensor, as a list or as a dict by the names of the parameters."""
+        return self._structured([function(tensor) for tensor in self._tensors])
+
     def _need(self, option: str, value: Any) -> None:
         if value is None:
             raise ValueError(f"{self._name}: needs {option}= at construction")
@@ -857,7 +847,7 @@ class Optimizer(metaclass=_Listing):
     def _codec(self, state: str) -> _codecs.Codec:
         return _codecs.codec(self._state_dtype, self.spec.kinds[state])
 
-    def _decoded(self, tensor: _Tensor) -> dict[str, Array]:
+    def _decoded(self, tensor: Any) -> dict[str, Array]:
         """The states of `tensor` in float32, new arrays."""
         decoded = {}
         for name, array in tensor.states.items():
@@ -890,231 +880,279 @@ class Optimizer(metaclass=_Listing):
             Switch().check(self._name, "zero_grads", zero_grads),
         )
 
-    def _exchange_ema(self) -> None:
-        self._arrays.exchange_averages(self, self._tensors)
-        if self._copy_dtype is not None:
-            self.refresh_params_copy()
+    def _step_options(
+        self,
+        *,
+        grad_scale: float = _UNSCALED,
+        max_norm: float | None = None,
+        clip_value: float | None = None,
+        skip_nonfinite: bool = False,
+        zero_grads: bool = False,
+        stream: Any = None,
+    ) -> tuple[tuple[float, float | None, float | None, bool, bool], Any]:
+        """The options of a step, checked, and its stream."""
+        return self._check_step_options(grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads), stream
 
-    def _check_free(self, what: str) -> None:
-        """Raise RuntimeError while averages stand in for the parameters, or a step is under way."""
-        if self._ema_is_in:
-            raise RuntimeError(f"{self._name}: {what} inside swap_ema(), where averages stand in for the parameters")
-        if self._plan is not None and self._plan.busy:
-            _buffers.refuse_concurrent_step(self)
+    def _step_with(self, step: Callable[..., Any], grads: Any, options: tuple, stream: Any) -> StepInfo:
+        """What became of the plan's `step` with these options."""
+        if self.backend == "cuda":
+            return step(grads, options, stream) or _APPLIED
+        if stream is not None:
+            raise ValueError(f"{self._name}: stream is for arrays on a GPU, these are in host memory")
+        return StepInfo(*step(grads, options))
+
+    def _prepare_swap(self) -> list[Any]:
+        """Check that parameters and averages can change places; return the tensors."""
+        self._arrays.check_parameters(self, [tensor.array for tensor in self._tensors], self._tensors)
+        self._settle()
+        return list(self._tensors)
 
     def _choose_backend(self, params: Any) -> None:
         """The backend asked for, or with "auto" that of `params`."""
         self._backend = backends.resolve(self._backend_asked, params)
-        self._arrays: Any = self._backend.arrays
+        self._arrays = self._backend.arrays
         self._arrays.check()
 
-    def _make_plan(self) -> Any:
-        if self._ema_is_in:
-            self._check_free("step()")
+    def _planned(self) -> Any:
+        """The plan of the next step; the caller has taken the guard."""
+        if self._plan is not None:
+            return self._plan
         if not self._tensors and not self._names:
             raise ValueError(
                 f"{self._name}: no parameters yet; pass params to the constructor or call update(params, grads)"
             )
-        self._members = [[] for _ in self._param_groups]
+        self._check_grouping()
+        self._arrays.check_parameters(self, [tensor.array for tensor in self._tensors], self._tensors)
+        members: list[list[Any]] = [[] for _ in self._groups]
         for tensor in self._tensors:
-            self._check_parameter(tensor.array, tensor.label, tensor.shape)
-            self._members[tensor.group].append(tensor)
+            members[tensor.group].append(tensor)
+        self._members = members
+        self._read = [None] * len(members)
         self._plan = self._backend.make_plan(self)
         return self._plan
 
-    def _add_groups(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Check `groups` and everything in them, then add them."""
-        added: list[tuple[dict[str, Any], list[Array], list[str]]] = []
-        names = list(self._names or ())
+    def _check_grouping(self) -> None:
+        """Raise ValueError unless `param_groups` holds the dicts that it was given."""
+        if len(self._param_groups) != len(self._groups) or any(
+            shown is not own for shown, own in zip(self._param_groups, self._groups, strict=True)
+        ):
+            self._refuse_regrouping()
+
+    # --- Growing: everything is checked and made, then added at once
+
+    def _grow(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Check `groups` and everything in them, make what is kept for their parameters, and add it all."""
+        from fastopt import _state_dict
+
+        self._check_grouping()
+        structure = "sequence" if self._structure == "single" and self._tensors else self._structure
+        changes = backends.engine().Changes()
+        names = set(self._by_name)
         start = len(self._tensors)
+        checked = []
+        arrays: list[Array] = []
+        keys: list[Any] = []
         for group in groups:
-            if not isinstance(group, Mapping) or "params" not in group:
-                raise TypeError(f"{self._name}: a param group must be a dict with 'params', got {group!r:.80}")
-            unknown = [key for key in group if key not in ("params", *self.spec.hypers, *_KEPT_FOR_OTHERS)]
-            if unknown:
-                hints = "".join(did_you_mean(key, self.spec.hypers) for key in unknown)
-                raise TypeError(
-                    f"{self._name}: unknown hyperparameters {unknown} in a param group{hints}; known are "
-                    f"{', '.join(self.spec.hypers)}"
-                )
-            extra = {key: group[key] for key in _KEPT_FOR_OTHERS if key in group}
-            values = self.spec.check({**self.defaults, **{k: v for k, v in group.items() if k in self.spec.hypers}})
-            params = group["params"]
-            if self._structure == "mapping":
-                if not isinstance(params, Mapping):
-                    raise TypeError(
-                        f"{self._name}: params of every group must be a dict, got {_buffers.describe(params)}"
-                    )
-                repeated = [name for name in params if name in names]
-                if repeated:
-                    raise ValueError(f"{self._name}: the names {repeated} are in another param group")
-                names += params
-                arrays = list(params.values())
-                labels = [f"params[{name!r}]" for name in params]
-            elif _is_array(params) or not isinstance(params, Iterable) or isinstance(params, str | bytes):
-                arrays = [params]
-                labels = ["params" if self._structure == "single" else f"params[{start}]"]
-            elif isinstance(params, Mapping):
-                raise TypeError(f"{self._name}: params of every group must be a sequence, got a dict")
-            else:
-                arrays = list(params)
-                labels = [f"params[{start + k}]" for k in range(len(arrays))]
-            if not arrays:
-                raise ValueError(f"{self._name}: params must hold at least one array, got none")
-            for array, label in zip(arrays, labels, strict=True):
-                self._check_parameter(array, label)
-            start += len(arrays)
-            added.append(({"params": tuple(arrays), **values, **extra}, arrays, labels))
-        self._check_disjoint([(a, lab) for _, arrays, labels in added for a, lab in zip(arrays, labels, strict=True)])
-        for group, arrays, labels in added:
-            self._param_groups.append(group)
-            self._add_tensors(arrays, labels, len(self._param_groups) - 1)
-        if self._names is not None:
-            self._names = tuple(names)
+            values, own_arrays, own_keys = self._check_group(group, structure, names, start + len(arrays))
+            arrays += own_arrays
+            keys += own_keys
+            names.update(own_keys)
+            checked.append((values, own_arrays, own_keys))
+        self._arrays.check_parameters(self, arrays, keys=keys)
+        self._check_disjoint(arrays, keys)
+        index = _next_index(self._tensors)
+        added: list[Any] = []
+        for position, (values, own_arrays, own_keys) in enumerate(checked, len(self._groups)):
+            added += self._made_tensors(own_arrays, own_keys, position, values, index)
+            index = _next_index(added)
+        if structure == "mapping":
+            awaited = {key: self._awaited[key] for key in keys if key in self._awaited}
+            for tensor in added:
+                if tensor.key in awaited:
+                    values = checked[tensor.group - len(self._groups)][0]
+                    _state_dict.fill_new(self, tensor, awaited[tensor.key], values)
+            if awaited:
+                left = {name: loaded for name, loaded in self._awaited.items() if name not in awaited}
+                changes.attribute(self, "_awaited", left)
+        new_groups = [values for values, _, _ in checked]
+        changes.extend(self._param_groups, new_groups)
+        changes.attribute(self, "_groups", (*self._groups, *new_groups))
+        if structure != self._structure:
+            changes.attribute(self, "_structure", structure)
+            changes.attribute(self._tensors[0], "key", 0)
+        self._note_growth(changes, added, self._ranges)
+        changes.publish()
 
-    def _check_disjoint(self, new: list[tuple[Array, str]], leave: Iterable[str] = ()) -> None:
-        """Raise ValueError if `new` arrays overlap each other, parameters not in `leave`, or states."""
-        written = list(new)
-        for tensor in self._tensors:
-            if tensor.label not in leave:
-                written.append((tensor.array, tensor.label))
-            scales = [(f"scales of state {name!r}", array) for name, array in tensor.scales.items()]
-            for what, kept in (
-                ("the average", tensor.ema),
-                ("the copy", tensor.copy),
-                ("the lower half", tensor.low),
-                ("the workspace", tensor.update),
-                *scales,
-            ):
-                if kept is not None:
-                    written.append((kept, f"{what} of {tensor.label}"))
-            written += [(array, f"state {name!r} of {tensor.label}") for name, array in tensor.states.items()]
-        overlap = self._arrays.first_overlap([array for array, _ in written])
-        if overlap is not None:
-            (a, first), (b, second) = (written[k] for k in overlap)
-            same = "are the same array" if a is b else "overlap in memory"
-            raise ValueError(f"{self._name}: {first} and {second} {same}")
+    def _check_group(
+        self, group: Any, structure: str, taken: set[str], start: int
+    ) -> tuple[dict[str, Any], list[Array], list[Any]]:
+        """A param group as it is kept, its arrays, and under what key each goes."""
+        if not isinstance(group, Mapping) or "params" not in group:
+            raise TypeError(f"{self._name}: a param group must be a dict with 'params', got {group!r:.80}")
+        unknown = [key for key in group if key not in ("params", *self.spec.hypers, *_KEPT_FOR_OTHERS)]
+        if unknown:
+            hints = "".join(did_you_mean(key, self.spec.hypers) for key in unknown)
+            raise TypeError(
+                f"{self._name}: unknown hyperparameters {unknown} in a param group{hints}; known are "
+                f"{', '.join(self.spec.hypers)}"
+            )
+        extra = {key: group[key] for key in _KEPT_FOR_OTHERS if key in group}
+        values = self.spec.check({**self.defaults, **{k: v for k, v in group.items() if k in self.spec.hypers}})
+        params = group["params"]
+        keys: list[Any]
+        if structure == "mapping":
+            if not isinstance(params, Mapping):
+                raise TypeError(f"{self._name}: params of every group must be a dict, got {_buffers.describe(params)}")
+            items = dict(params)
+            self._check_names(items)
+            repeated = [name for name in items if name in taken]
+            if repeated:
+                raise ValueError(f"{self._name}: the names {repeated} are in another param group")
+            keys, arrays = list(items), list(items.values())
+        elif _is_array(params) or not isinstance(params, Iterable) or isinstance(params, str | bytes):
+            keys, arrays = [None if structure == "single" else start], [params]
+        elif isinstance(params, Mapping):
+            raise TypeError(f"{self._name}: params of every group must be a sequence, got a dict")
+        else:
+            arrays = list(params)
+            keys = list(range(start, start + len(arrays)))
+        if not arrays:
+            raise ValueError(f"{self._name}: params must hold at least one array, got none")
+        return {"params": tuple(arrays), **values, **extra}, arrays, keys
 
-    def _add_tensors(self, arrays: list[Array], labels: list[str], group: int) -> None:
-        """Make state for checked arrays and append them."""
-        values = self._param_groups[group]
-        names = self.spec.states_for(self.spec.flags(values))
-        steps = np.zeros(len(arrays), np.int64)
-        running = np.tile(np.array(list(self.spec.running.values()), np.float64), (len(arrays), 1))
-        index = self._tensors[-1].index + self._tensors[-1].size if self._tensors else 0
-        added = []
-        for k, (array, label) in enumerate(zip(arrays, labels, strict=True)):
-            shape = self._arrays.shape_of(array)
-            added.append(_Tensor(array, label, group, index, steps[k : k + 1].reshape(()), running[k], shape))
-            index += added[-1].size
-        for name in names:
-            self._make_state(added, name, self.spec.initial(name, values))
-        self._tensors += added
+    def _check_names(self, names: Iterable[Any]) -> None:
+        """Raise TypeError unless all names are strings, which alone can be saved and loaded."""
+        odd = [name for name in names if type(name) is not str]
+        if odd:
+            raise TypeError(f"{self._name}: names of parameters must be strings, got {_buffers.few(odd)}")
+
+    def _check_disjoint(self, arrays: list[Array], keys: Sequence[Any]) -> None:
+        """Raise ValueError if new parameters overlap each other or what the optimizer has."""
+        if self._ranges.plus(self._arrays.ranges(arrays)).first_overlap() is not None:
+            new = [(array, _buffers.parameter_label(key)) for array, key in zip(arrays, keys, strict=True)]
+            _buffers.refuse_overlap(self, [*new, *_buffers.written_arrays(self)])
+
+    def _made_tensors(
+        self, arrays: list[Array], keys: Sequence[Any], group: int, values: Mapping[str, Any], index: int
+    ) -> list[Any]:
+        """New tensors with their state for checked arrays; the optimizer does not know them yet."""
+        engine = backends.engine()
+        steps = engine.carve_scalars(np.zeros(len(arrays), np.int64))
+        carried = np.array(list(self.spec.running.values()), np.float64)
+        running = [carried] * len(arrays) if not carried.size else list(np.tile(carried, (len(arrays), 1)))
+        made = []
+        for array, key, step, scalars in zip(arrays, keys, steps, running, strict=True):
+            tensor = engine.Tensor(array, key, group, index, step, scalars, self._arrays.shape_of(array))
+            index += tensor.size
+            made.append(tensor)
+        for name in self.spec.states_for(self.spec.flags(values)):
+            for tensor, (state, scales) in zip(made, self._made_states(made, name, values), strict=True):
+                tensor.states[name] = state
+                if scales is not None:
+                    tensor.scales[name] = scales
         if self._master is not None:
-            for tensor, low in zip(added, self._arrays.state_arrays(arrays, np.uint16), strict=True):
+            for tensor, low in zip(made, self._arrays.state_arrays(arrays, np.uint16), strict=True):
                 tensor.low = low
         if self.spec.trust == "update":
-            for tensor, update in zip(added, self._arrays.state_arrays(arrays), strict=True):
+            for tensor, update in zip(made, self._arrays.state_arrays(arrays), strict=True):
                 tensor.update = update
         if self._ema_decay is not None:
-            for tensor, ema in zip(added, self._arrays.state_arrays(arrays), strict=True):
+            for tensor, ema in zip(made, self._arrays.state_arrays(arrays), strict=True):
                 tensor.ema = ema
-            self._arrays.start_averages(self, added)
+            self._arrays.start_averages(self, made)
         if self._copy_dtype is not None:
-            for tensor, copy in zip(added, self._arrays.state_arrays(arrays, self._copy_type()), strict=True):
+            for tensor, copy in zip(made, self._arrays.state_arrays(arrays, self._copy_type()), strict=True):
                 tensor.copy = copy
-            self._arrays.copy_parameters(self, added)
-        self._drop_plan()
+            self._arrays.copy_parameters(self, made)
+        return made
 
-    def _make_state(self, tensors: Sequence[_Tensor], name: str, initial: float) -> None:
-        """Give `tensors` the state `name`, filled with `initial`."""
+    def _made_states(
+        self, tensors: Sequence[Any], name: str, values: Mapping[str, Any] | None
+    ) -> list[tuple[Any, Any | None]]:
+        """For each tensor an array for the state `name` and its scales, with its first value; 0 without `values`."""
+        initial = 0.0 if values is None else self.spec.initial(name, values)
         codec = self._codec(name)
         dtype = self._arrays.bfloat16() if isinstance(codec, _codecs.Bfloat16) else codec.dtype
         block = _codecs.BLOCK if codec.has_scales else 1
         arrays = self._arrays.state_arrays([tensor.array for tensor in tensors], dtype, block)
         code, scale = codec.encode(np.full(1, initial, np.float32))
-        scales: list[Any] = []
-        if codec.has_scales:
-            numbers = [codec.n_scales(tensor.size) for tensor in tensors]
-            scales = self._arrays.scale_arrays(numbers)
-        for k, (tensor, array) in enumerate(zip(tensors, arrays, strict=True)):
-            if code.any():
+        if code.any():
+            for array in arrays:
                 self._arrays.fill(array, code[0])
-            tensor.states[name] = array
-            if codec.has_scales:
-                self._arrays.fill(scales[k], scale[0])
-                tensor.scales[name] = scales[k]
+        if not codec.has_scales:
+            return [(array, None) for array in arrays]
+        scales = self._arrays.scale_arrays([codec.n_scales(tensor.size) for tensor in tensors])
+        for array in scales:
+            self._arrays.fill(array, scale[0])
+        return list(zip(arrays, scales, strict=True))
+
+    def _note_growth(self, changes: Any, added: list[Any], ranges: Any) -> None:
+        """Note that the optimizer has these tensors, too; `ranges` are those of what it had."""
+        parameters = self._arrays.ranges([tensor.array for tensor in added])
+        changes.attribute(self, "_ranges", ranges.plus(parameters).plus(self._kept_ranges(added)))
+        changes.extend(self._tensors, added)
+        if self._names is not None:
+            changes.attribute(self, "_names", (*self._names, *(tensor.key for tensor in added)))
+            for tensor in added:
+                changes.item(self._by_name, tensor.key, tensor)
+        self._note_no_plan(changes)
+
+    def _kept_ranges(self, tensors: Sequence[Any]) -> Any:
+        """The memory of what is kept beside parameters."""
+        return self._arrays.ranges([array for array, _, _ in _buffers.kept_arrays(tensors)], _buffers.ALIGNMENT)
+
+    def _note_no_plan(self, changes: Any) -> None:
+        """Note that the next step makes a new plan."""
+        self._settle()
+        if self._plan is not None and self.backend == "cuda":
+            changes.extend(self._kept_for_graphs, self._plan.captured())
+        changes.attribute(self, "_plan", None)
 
     def _copy_type(self) -> np.dtype:
         """Type of the arrays in `params_copy`."""
         return np.dtype(np.float16) if self._copy_dtype == "float16" else self._arrays.bfloat16()
 
-    def _add_missing_states(self, tensor: _Tensor, names: Iterable[str]) -> None:
-        """Give `tensor` zeros for states that it does not have; the caller fills them."""
-        for name in names:
-            if name not in tensor.states:
-                self._make_state([tensor], name, 0.0)
-        for kept in (tensor.states, tensor.scales):
-            ordered = {name: kept[name] for name in self.spec.states if name in kept}
-            kept.clear()
-            kept.update(ordered)
-        self._drop_plan()
-
-    def _bindings(self) -> tuple[Any, ...]:
-        """Which names and arrays the optimizer has, for `_restore`."""
-        arrays = [tensor.array for tensor in self._tensors]
-        return list(self._tensors), arrays, self._names, dict(self._awaited)
-
-    def _restore(self, before: tuple[Any, ...]) -> None:
-        self._tensors, arrays, self._names, self._awaited = before
-        for tensor, array in zip(self._tensors, arrays, strict=True):
-            tensor.array = array
-        self._list_params()
-
-    def _list_params(self) -> None:
-        """Show the arrays in the param groups; the plan knows other ones."""
-        members: list[list[Array]] = [[] for _ in self._param_groups]
-        for tensor in self._tensors:
-            members[tensor.group].append(tensor.array)
-        for group, arrays in zip(self._param_groups, members, strict=True):
-            group["params"] = tuple(arrays)
-        self._drop_plan()
-
-    def _rebind(self, known: Mapping[str, _Tensor], moved: Mapping[str, Array], new: Mapping[str, Array]) -> None:
-        """Let names point to other arrays and add new names to the first group."""
+    def _bind(self, changes: Any, moved: Mapping[str, Array], new: Mapping[str, Array]) -> None:
+        """Note that names point to other arrays, and that new names join the first group."""
         from fastopt import _state_dict
 
-        labelled = [(array, f"params[{name!r}]") for name, array in {**moved, **new}.items()]
+        self._check_grouping()
+        self._check_names(new)
         if moved and self._master is not None:
             raise ValueError(
                 f"{self._name}: with master='split' a name keeps its array, whose other halves are here; "
                 f"{_buffers.few(list(moved))} came with another"
             )
+        tensors = [self._by_name[name] for name in moved]
+        self._arrays.check_parameters(self, list(moved.values()), tensors)
+        self._arrays.check_parameters(self, list(new.values()), keys=list(new))
+        ranges = self._ranges
+        if moved:
+            others = [tensor.array for tensor in self._tensors if tensor.key not in moved]
+            ranges = self._arrays.ranges(others).plus(self._kept_ranges(self._tensors))
+        both = [*moved.values(), *new.values()]
+        if ranges.plus(self._arrays.ranges(both)).first_overlap() is not None:
+            labelled = [(array, _buffers.parameter_label(name)) for name, array in {**moved, **new}.items()]
+            _buffers.refuse_overlap(self, [*labelled, *_buffers.written_arrays(self, without=moved)])
+        values = self._groups[0]
+        added = self._made_tensors(list(new.values()), list(new), 0, values, _next_index(self._tensors)) if new else []
+        awaited = dict(self._awaited)
+        for tensor in added:
+            if tensor.key in awaited:
+                _state_dict.fill_new(self, tensor, awaited.pop(tensor.key), values)
+        changes.attribute(self, "_awaited", awaited)
         for name, array in moved.items():
-            self._check_parameter(array, f"params[{name!r}]", known[name].shape)
-        for array, label in labelled:
-            self._check_parameter(array, label)
-        self._check_disjoint(labelled, leave={f"params[{name!r}]" for name in moved})
-        awaited = {name: self._awaited[name] for name in new if name in self._awaited}
-        for name, loaded in awaited.items():
-            label, shape = f"params[{name!r}]", new[name].shape
-            _state_dict.check_entry(self, loaded.entry, shape, self._param_groups[0], label, self._state_dtype)
-            _state_dict.check_beside(self, loaded, shape, label)
-        for name, array in moved.items():
-            known[name].array = array
-        start = len(self._tensors)
-        if new:
-            self._add_tensors(list(new.values()), [f"params[{name!r}]" for name in new], 0)
-            self._names = (*(self._names or ()), *new)
-        for name, tensor in zip(new, self._tensors[start:], strict=True):
-            if name in awaited:
-                _state_dict.fill(self, tensor, awaited[name])
-                del self._awaited[name]
-        self._list_params()
+            changes.attribute(self._by_name[name], "array", array)
+        members: list[list[Array]] = [[] for _ in self._groups]
+        for tensor in [*self._tensors, *added]:
+            members[tensor.group].append(moved.get(tensor.key, tensor.array))
+        for group, arrays in zip(self._groups, members, strict=True):
+            changes.item(group, "params", tuple(arrays))
+        self._note_growth(changes, added, ranges.plus(self._arrays.ranges(list(moved.values()))))
 
     def _read_group(self, k: int) -> tuple[str, tuple[float, ...]]:
         """Check the hyperparameters of group `k` as they are now; return its kernel and their float64 values."""
-        group = self._param_groups[k]
+        group = self._groups[k]
         missing = [key for key in ("params", *self.spec.hypers) if key not in group]
         unknown = [key for key in group if key not in ("params", *self.spec.hypers, *_KEPT_FOR_OTHERS)]
         if missing or unknown:
@@ -1125,23 +1163,22 @@ class Optimizer(metaclass=_Listing):
                 + (f"; unknown {unknown}" if unknown else "")
                 + "".join(did_you_mean(key, self.spec.hypers) for key in unknown)
             )
-        members = self._members[k]
-        params = group["params"]
-        if (
-            not isinstance(params, tuple | list)
-            or len(params) != len(members)
-            or any(array is not tensor.array for array, tensor in zip(params, members, strict=True))
-        ):
-            raise ValueError(f"{self._name}: param_groups[{k}]['params'] is fixed; see add_param_group and update")
         values = self.spec.check(group)
         needed = self.spec.states_for(self.spec.flags(values))
-        for tensor in members:
-            lacking = [name for name in needed if name not in tensor.states]
-            if lacking:
-                raise ValueError(
-                    f"{self._name}: param_groups[{k}] now needs the state {lacking[0]!r}, which {tensor.label} does "
-                    "not have: hyperparameters that add state are set at construction"
-                )
+        params, read = group["params"], self._read[k]
+        if read is None or read[0] is not params or read[1] != needed:
+            members = self._members[k]
+            if not backends.engine().same_items(params, [tensor.array for tensor in members]):
+                raise ValueError(f"{self._name}: param_groups[{k}]['params'] is fixed; see add_param_group and update")
+            for tensor in members:
+                lacking = [name for name in needed if name not in tensor.states]
+                if lacking:
+                    raise ValueError(
+                        f"{self._name}: param_groups[{k}] now needs the state {lacking[0]!r}, which {tensor.label} "
+                        "does not have: hyperparameters that add state are set at construction"
+                    )
+            group["params"] = tuple(params)  # a list could change later
+            self._read[k] = (group["params"], needed)
         group.update(values)
         return kernel_and_hypers(self.spec, values)
 
@@ -1154,15 +1191,7 @@ class Optimizer(metaclass=_Listing):
         """The plan of an optimizer on a GPU."""
         if self.backend != "cuda":
             raise RuntimeError(f"{self._name}: {what} is for arrays on a GPU")
-        self._check_free(what)
-        return self._plan or self._make_plan()
-
-    def _drop_plan(self) -> None:
-        """Let the next step make a new plan."""
-        self._settle()
-        if self._plan is not None and self.backend == "cuda":
-            self._kept_for_graphs += self._plan.captured()
-        self._plan = None
+        return self._planned()
 
     def _refuse_regrouping(self) -> NoReturn:
         raise ValueError(
@@ -1190,7 +1219,12 @@ def _shown(values: Mapping[str, Any]) -> str:
 
 def _is_array(value: Any) -> bool:
     """Whether `value` is one array, of the host or a GPU."""
-    return isinstance(value, np.ndarray) or hasattr(value, "__array_interface__") or backends.lives_on_gpu(value)
+    return issubclass(type(value), np.ndarray) or hasattr(value, "__array_interface__") or backends.lives_on_gpu(value)
+
+
+def _next_index(tensors: Sequence[Any]) -> int:
+    """Index of the element after those of `tensors`."""
+    return tensors[-1].index + tensors[-1].size if tensors else 0
 
 
 def kernel_and_hypers(spec: Spec, values: Mapping[str, Any]) -> tuple[str, tuple[float, ...]]:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from fastopt import _buffers, _codecs, backends
-from fastopt._optimizer import _KEPT_FOR_OTHERS, _OF_TORCH, Loaded, Optimizer, _Tensor, scale_name
+from fastopt._optimizer import _KEPT_FOR_OTHERS, _OF_TORCH, Loaded, Optimizer, scale_name
 
 
 def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     """See `Optimizer.load_state_dict`."""
     name = type(optimizer).__name__
+    optimizer._check_grouping()
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"{name}: state_dict must be a dict, got {_buffers.describe(state_dict)}")
     for key in ("state", "param_groups"):
@@ -25,7 +26,7 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     if ours and state_dict["optimizer"] != name:
         raise ValueError(f"{name}: state_dict must be of {name}, got one of {state_dict['optimizer']}")
     saved_groups = state_dict["param_groups"]
-    groups = optimizer.param_groups
+    groups = optimizer._groups
     if not isinstance(saved_groups, list | tuple) or not all(isinstance(group, Mapping) for group in saved_groups):
         raise TypeError(f"{name}: 'param_groups' of the state_dict must be a list of dicts")
     if len(saved_groups) != len(groups):
@@ -44,53 +45,71 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     seed = optimizer._check_seed(state_dict.get("seed", optimizer.seed))
 
     hypers = [_hypers(optimizer, k, saved, ours) for k, saved in enumerate(saved_groups)]
-    matched: list[tuple[_Tensor, Loaded]] = []
+    matched: list[tuple[Any, Loaded]] = []
     awaited: dict[str, Loaded] = {}
-    by_name = dict(zip(optimizer._names or (), optimizer._tensors, strict=False))
+    members: list[list[Any]] = [[] for _ in groups]
+    for tensor in optimizer._tensors:
+        members[tensor.group].append(tensor)
+    offsets = state_dict.get("offsets", {})
+    if not isinstance(offsets, Mapping):
+        raise TypeError(f"{name}: offsets of the state_dict must be a dict, got {_buffers.describe(offsets)}")
     for k, saved in enumerate(saved_groups):
         keys, names = list(saved["params"]), saved.get("param_names")
         if names is not None and (len(names) != len(keys) or not all(isinstance(n, str) for n in names)):
             raise ValueError(f"{name}: param group {k} of the state_dict must have a name for each of its parameters")
-        members = [tensor for tensor in optimizer._tensors if tensor.group == k]
         if optimizer._names is not None and names is not None:
-            here = {n: tensor for n, tensor in by_name.items() if tensor.group == k}
+            here = {tensor.key: tensor for tensor in members[k]}
             if not set(here) <= set(names) or (set(names) > set(here) and not (optimizer._by_update and k == 0)):
                 odd = _buffers.few(sorted(set(names) ^ set(here)))
                 raise ValueError(f"{name}: param group {k} of the state_dict has other names: {odd} differ")
             pairs = [(here.get(n), n, key) for n, key in zip(names, keys, strict=True)]
-        elif len(keys) != len(members):
+        elif len(keys) != len(members[k]):
             raise ValueError(
-                f"{name}: param group {k} of the state_dict must have {len(members)} parameters, got {len(keys)}"
+                f"{name}: param group {k} of the state_dict must have {len(members[k])} parameters, got {len(keys)}"
             )
         else:
-            pairs = [(tensor, "", key) for tensor, key in zip(members, keys, strict=True)]
+            pairs = [(tensor, "", key) for tensor, key in zip(members[k], keys, strict=True)]
         for tensor, parameter_name, key in pairs:
             may_lack = tensor is None
             loaded = Loaded(
                 _entry(optimizer, state_dict, key),
                 _kept(optimizer, state_dict, "ema", key, "average", may_lack),
                 _kept(optimizer, state_dict, "master_low", key, "lower half", may_lack),
-                _offset(optimizer, state_dict, key),
+                _offset(optimizer, offsets, key),
             )
             if tensor is None:
                 entry = as_kept(optimizer, loaded.entry, state_dtype, None, f"parameter {parameter_name!r}")
-                awaited[parameter_name] = loaded._replace(entry=entry)
+                awaited[parameter_name] = _own(loaded._replace(entry=entry))
                 continue
             entry = check_entry(optimizer, loaded.entry, tensor.shape, hypers[k], tensor.label, state_dtype)
             check_beside(optimizer, loaded, tensor.shape, tensor.label)
             matched.append((tensor, loaded._replace(entry=entry)))
 
-    matched = _apart(optimizer, matched)
+    changes = backends.engine().Changes()
     for group, values in zip(groups, hypers, strict=True):
-        group.update(values)
-    optimizer._seed = seed
-    optimizer._drop_plan()
-    for tensor, loaded in matched:
-        fill(optimizer, tensor, loaded)
-    optimizer._awaited = awaited
+        for key, value in values.items():
+            changes.item(group, key, value)
+    made: list[Any] = []
+    for tensor, loaded in _apart(optimizer, matched):
+        made += _note(optimizer, changes, tensor, loaded, hypers[tensor.group])
+    changes.attribute(optimizer, "_ranges", optimizer._ranges.plus(optimizer._arrays.ranges(made)))
+    changes.attribute(optimizer, "_seed", seed)
+    changes.attribute(optimizer, "_awaited", awaited)
+    optimizer._note_no_plan(changes)
+    changes.publish()
 
 
-def _apart(optimizer: Optimizer, matched: list[tuple[_Tensor, Loaded]]) -> list[tuple[_Tensor, Loaded]]:
+def _own(loaded: Loaded) -> Loaded:
+    """The same with arrays that nobody else has."""
+
+    def own(value: Any) -> Any:
+        return value.copy() if isinstance(value, np.ndarray) else value
+
+    entry, average, low, offset = loaded
+    return Loaded({key: own(value) for key, value in entry.items()}, own(average), own(low), offset)
+
+
+def _apart(optimizer: Optimizer, matched: list[tuple[Any, Loaded]]) -> list[tuple[Any, Loaded]]:
     """`matched` with copies of the arrays that are the optimizer's own, which filling would overwrite."""
     kept = [a for t in optimizer._tensors for a in (*t.states.values(), *t.scales.values(), t.ema, t.low)]
     own = backends.engine().Ranges([array for array in kept if isinstance(array, np.ndarray)])
@@ -117,9 +136,9 @@ def _kept(optimizer: Optimizer, state_dict: Mapping[str, Any], where: str, key: 
     return kept
 
 
-def _offset(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any) -> int | None:
+def _offset(optimizer: Optimizer, offsets: Mapping[Any, Any], key: Any) -> int | None:
     """Index of the first element of parameter `key` for the rounding, if the state dict tells."""
-    offset = state_dict.get("offsets", {}).get(key)
+    offset = offsets.get(key)
     if offset is not None and (isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < 2**62):
         name = type(optimizer).__name__
         raise ValueError(f"{name}: offsets of the state_dict must be integers >= 0, got {offset!r} for {key!r}")
@@ -258,32 +277,53 @@ def as_kept(
     return result
 
 
-def fill(optimizer: Optimizer, tensor: _Tensor, loaded: Loaded) -> None:
-    """Copy what was loaded, and checked, into `tensor`; without an average the parameter itself is one."""
+def fill_new(optimizer: Optimizer, tensor: Any, loaded: Loaded, values: Mapping[str, Any]) -> None:
+    """Check a state that waited for its name, and fill with it a tensor that the optimizer does not have yet."""
+    entry = check_entry(optimizer, loaded.entry, tensor.shape, values, tensor.label, optimizer.state_dtype)
+    check_beside(optimizer, loaded, tensor.shape, tensor.label)
+    changes = backends.engine().Changes()
+    _note(optimizer, changes, tensor, loaded._replace(entry=entry), values)
+    changes.publish()
+
+
+def _note(optimizer: Optimizer, changes: Any, tensor: Any, loaded: Loaded, values: Mapping[str, Any]) -> list[Any]:
+    """Note in `changes` what was loaded, and checked, for `tensor`; without an average the parameter itself is one.
+
+    Returns the arrays that were made for states that the tensor did not have.
+    """
     entry, average, low, offset = loaded
     spec = optimizer.spec
-    values = optimizer.param_groups[tensor.group]
+    note = optimizer._arrays.note
     needed = spec.states_for(spec.flags(values))
-    optimizer._add_missing_states(tensor, [*needed, *(name for name in spec.states if name in entry)])
-    for name, array in tensor.states.items():
+    states, scales = dict(tensor.states), dict(tensor.scales)
+    made = []
+    for name in spec.states:
+        if name not in states and (name in needed or name in entry):
+            ((states[name], scale),) = optimizer._made_states([tensor], name, None)
+            made.append(states[name])
+            if scale is not None:
+                scales[name] = scale
+                made.append(scale)
+    for name, array in states.items():
         codec = optimizer._codec(name)
         if name in entry:
-            codes, scales = entry[name], entry.get(scale_name(name))
+            codes, loaded_scales = entry[name], entry.get(scale_name(name))
         else:
-            codes, scales = codec.encode(np.full(array.shape, spec.initial(name, values), np.float32))
-        optimizer._arrays.put(array, codes)
+            codes, loaded_scales = codec.encode(np.full(tensor.shape, spec.initial(name, values), np.float32))
+        note(changes, array, codes)
         if codec.has_scales:
-            optimizer._arrays.put(tensor.scales[name], scales)
-    tensor.step[...] = int(entry["step"])
-    for k, name in enumerate(spec.running):
-        tensor.running[k] = float(entry[name])
+            note(changes, scales[name], loaded_scales)
+    if made:
+        for attribute, arrays in (("states", states), ("scales", scales)):
+            changes.attribute(tensor, attribute, {name: arrays[name] for name in spec.states if name in arrays})
+    changes.copy(tensor.step, np.array(int(entry["step"]), np.int64))
+    if spec.running:
+        changes.copy(tensor.running, np.array([float(entry[name]) for name in spec.running]))
     if offset is not None:
-        tensor.index = offset
+        changes.attribute(tensor, "index", offset)
     if low is not None and tensor.low is not None:
-        optimizer._arrays.put(tensor.low, low)
-    if tensor.ema is not None and average is None:
-        optimizer._arrays.start_averages(optimizer, [tensor])
-    elif tensor.ema is not None:
-        optimizer._arrays.put(tensor.ema, average)
-    if tensor.copy is not None:
-        optimizer._arrays.copy_parameters(optimizer, [tensor])
+        note(changes, tensor.low, low)
+    if tensor.ema is not None and average is not None:
+        note(changes, tensor.ema, average)
+    optimizer._arrays.note_beside(changes, optimizer, tensor, low, average is not None)
+    return made

@@ -21,7 +21,7 @@ baseline instruction set alone; the kernels come in as function pointers.
 
 from cpython.dict cimport PyDict_GetItem, PyDict_Next, PyDict_Size
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyObject_GenericGetAttr, PyObject_GenericSetAttr
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cython.parallel cimport parallel, threadid
@@ -163,6 +163,10 @@ def control_word_now():
     return read_control_word()
 
 
+include "tensors.pxi"
+include "transaction.pxi"
+
+
 # --- Memory ranges ----------------------------------------------------------------------------------------
 
 cdef struct Range:
@@ -178,25 +182,65 @@ cdef int compare_ranges(const void* a, const void* b) noexcept nogil:
 
 
 cdef class Ranges:
-    """Sorted memory ranges of arrays, empty ones left out: finds overlaps in O(log n)."""
+    """Sorted memory ranges of arrays, empty ones left out: finds overlaps in O(log n).
+
+    Parameters
+    ----------
+    arrays
+    gap : int
+        Arrays that follow each other in this list and in memory become one range, with so many bytes between them at
+        most where they are of one allocation. -1 keeps every array apart.
+    """
 
     cdef Range* ranges
     cdef Py_ssize_t n
 
-    def __cinit__(self, list arrays):
+    def __cinit__(self, list arrays, int gap=-1):
         cdef Py_ssize_t i
         cdef cnp.ndarray array
+        cdef Range* last = NULL
+        cdef PyObject* allocation = NULL
+        cdef uintptr_t first
         self.ranges = <Range*>calloc(len(arrays) + 1, sizeof(Range))
         if self.ranges == NULL:
             raise MemoryError
         for i in range(len(arrays)):
             array = arrays[i]
-            if cnp.PyArray_SIZE(array):
-                self.ranges[self.n].first = <uintptr_t>cnp.PyArray_DATA(array)
-                self.ranges[self.n].end = self.ranges[self.n].first + <uintptr_t>cnp.PyArray_NBYTES(array)
-                self.ranges[self.n].owner = i
-                self.n += 1
+            if not cnp.PyArray_SIZE(array):
+                continue
+            first = <uintptr_t>cnp.PyArray_DATA(array)
+            if gap >= 0 and last != NULL and (
+                first == last.end
+                or (allocation == cnp.PyArray_BASE(array) and last.end < first <= last.end + <uintptr_t>gap)
+            ):
+                last.end = first + <uintptr_t>cnp.PyArray_NBYTES(array)
+                continue
+            last = &self.ranges[self.n]
+            last.first = first
+            last.end = first + <uintptr_t>cnp.PyArray_NBYTES(array)
+            last.owner = i
+            allocation = cnp.PyArray_BASE(array)
+            self.n += 1
         qsort(self.ranges, self.n, sizeof(Range), compare_ranges)
+
+    def plus(self, Ranges others):
+        """The ranges of both, in a new object."""
+        cdef Ranges made = Ranges.__new__(Ranges, [])
+        cdef Range* ranges = <Range*>calloc(self.n + others.n + 1, sizeof(Range))
+        cdef Py_ssize_t i = 0, k = 0
+        if ranges == NULL:
+            raise MemoryError
+        free(made.ranges)
+        made.ranges = ranges
+        made.n = self.n + others.n
+        while i + k < made.n:
+            if k == others.n or (i < self.n and self.ranges[i].first <= others.ranges[k].first):
+                ranges[i + k] = self.ranges[i]
+                i += 1
+            else:
+                ranges[i + k] = others.ranges[k]
+                k += 1
+        return made
 
     def __dealloc__(self):
         free(self.ranges)
@@ -628,7 +672,8 @@ cdef double sum_squares(
 
 # --- The plan ---------------------------------------------------------------------------------------------
 
-cdef struct Tensor:
+cdef struct Planned:
+    # A tensor as the step sees it.
     void* data                   # of the parameter, or of its upper half
     int type_number              # NumPy's, of the parameter
     uint16_t* low                # its lower half where parameters are split
@@ -692,7 +737,7 @@ cdef enum:
     SINGLE, SEQUENCE, MAPPING
 
 
-cdef inline bint is_gradient_for(object gradient, const Tensor* t, int type_number):
+cdef inline bint is_gradient_for(object gradient, const Planned* t, int type_number):
     """Whether `gradient` is a C-contiguous array of this NumPy type and of the shape of `t`."""
     cdef int k
     if not cnp.PyArray_CheckExact(gradient):
@@ -714,9 +759,9 @@ cdef class Plan:
     Parameters
     ----------
     optimizer
-        What the plan reads: `_tensors` (objects with array, label, group, states, step, running), the live
-        list `param_groups`, `_structure`, and `_read_group(k)`, which validates the hyperparameters of group
-        k and returns the kernel's name and its float64 hyperparameters.
+        What the plan reads: `_tensors` (a list of `Tensor`), `_groups` (a tuple of the dicts in the live list
+        `param_groups`), `_guard`, `_ranges` (the memory that a step writes), `_structure`, and `_read_group(k)`, which
+        validates the hyperparameters of group k and returns the kernel's name and its float64 hyperparameters.
     kernels : dict or None
         A kernel module's KERNELS; None when another backend computes and only `gather` is wanted.
     stages : capsule or None
@@ -726,15 +771,15 @@ cdef class Plan:
     cdef object optimizer_reference  # weak: in a cycle, large states would wait for the garbage collector
     cdef dict kernels
     cdef list arrays
-    cdef list written
     cdef Ranges ranges
-    cdef Tensor* tensors
+    cdef Guard guard
+    cdef Planned* tensors
     cdef cnp.npy_intp* shapes
     cdef Py_ssize_t n_tensors
     cdef Group* groups
     cdef Py_ssize_t n_groups
     cdef list param_groups
-    cdef list group_dicts
+    cdef tuple group_dicts
     cdef list group_values
     cdef tuple hyper_names
     cdef tuple state_names
@@ -742,14 +787,11 @@ cdef class Plan:
     cdef tuple names
     cdef int n_running
     cdef int n_scalars
-    cdef int busy_generation  # that of the process in which a step is under way; 0 when none is
     cdef Active* active
     cdef Py_ssize_t n_active
     cdef Segment* segments
     cdef float* scalars
-    cdef object held  # the gradients, so that nobody can free them while threads read them
-    cdef list gathered
-    cdef bint keeps_gradients  # whether `gather_one` lists them there
+    cdef list held  # the gradients, so that nobody can free them while threads read them
     cdef Pipeline pipeline
     cdef Piece* pieces
     cdef double* sums
@@ -768,28 +810,33 @@ cdef class Plan:
 
     def __cinit__(self, optimizer, dict kernels, stages=None):
         cdef Py_ssize_t i, k
-        cdef Tensor* t
+        cdef Planned* t
         cdef cnp.ndarray array
-        tensors = optimizer._tensors
+        cdef Tensor tensor
+        cdef list tensors = optimizer._tensors
         spec = optimizer.spec
         self.optimizer_reference = weakref.ref(optimizer)
         self.kernels = kernels
         self.param_groups = optimizer.param_groups
-        self.group_dicts = list(self.param_groups)
+        self.group_dicts = optimizer._groups
+        self.guard = optimizer._guard
         self.hyper_names = ("params", *spec.hypers)
         self.state_names = tuple(spec.states)
         self.n_running = len(spec.running)
         self.names = optimizer._names or ()
         self.structure = {"single": SINGLE, "sequence": SEQUENCE, "mapping": MAPPING}[optimizer._structure]
         self.n_tensors = len(tensors)
-        self.n_groups = len(self.param_groups)
-        self.tensors = <Tensor*>calloc(self.n_tensors + 1, sizeof(Tensor))
+        self.n_groups = len(self.group_dicts)
+        self.tensors = <Planned*>calloc(self.n_tensors + 1, sizeof(Planned))
         self.groups = <Group*>calloc(self.n_groups + 1, sizeof(Group))
         self.active = <Active*>calloc(self.n_tensors + 1, sizeof(Active))
         self.segments = <Segment*>calloc(self.n_tensors + 1, sizeof(Segment))
         self.scalars = <float*>calloc((self.n_tensors + 1) * MAX_SCALARS, sizeof(float))
         self.pieces = <Piece*>calloc(self.n_tensors + 1, sizeof(Piece))
-        total = sum([tensor.array.size for tensor in tensors])
+        cdef Py_ssize_t total = 0, n_dims = 0
+        for tensor in tensors:
+            total += tensor.size
+            n_dims += len(tensor.shape)
         self.distance = FAR_DISTANCE if total >= FAR_FROM else NEAR_DISTANCE
         self.sums = <double*>calloc(total // NORM_BLOCK + 1, sizeof(double))
         if not (self.tensors and self.groups and self.active and self.segments and self.scalars):
@@ -811,62 +858,41 @@ cdef class Plan:
         self.state_dtype = {
             "float32": STATES_FLOAT32, "bfloat16": STATES_BFLOAT16, "8bit": STATES_8BIT
         }[optimizer.state_dtype]
-        cdef bint split = optimizer.master == "split"
         self.state_size = 4
         self.arrays = [tensor.array for tensor in tensors]
-        self.shapes = <cnp.npy_intp*>calloc(sum([array.ndim for array in self.arrays]) + 1, sizeof(cnp.npy_intp))
+        self.ranges = optimizer._ranges
+        self.shapes = <cnp.npy_intp*>calloc(n_dims + 1, sizeof(cnp.npy_intp))
         if self.shapes == NULL:
             raise MemoryError
         cdef cnp.npy_intp* shape = self.shapes
-        self.written = []
         for i in range(self.n_tensors):
             t = &self.tensors[i]
             tensor = tensors[i]
             array = tensor.array
             t.type_number = cnp.PyArray_TYPE(array)
             t.data = cnp.PyArray_DATA(array)
-            t.n = cnp.PyArray_SIZE(array)
+            t.n = tensor.size
             t.index = tensor.index
             t.n_dims = cnp.PyArray_NDIM(array)
+            if cnp.PyArray_SIZE(array) != t.n or t.n_dims != len(tensor.shape):
+                raise ValueError(f"{self.guard.owner}: {tensor.label} was resized")
             t.shape = shape
             for k in range(t.n_dims):
                 shape[k] = cnp.PyArray_DIM(array, k)
             shape += t.n_dims
             t.group = tensor.group
-            array = tensor.step
-            t.step = <int64_t*>cnp.PyArray_DATA(array)
-            array = tensor.running
-            t.running = <double*>cnp.PyArray_DATA(array)
-            self.written.append((tensor.array, tensor.label))
-            if split:
-                array = tensor.low
-                t.low = <uint16_t*>cnp.PyArray_DATA(array)
-                self.written.append((array, f"the lower half of {tensor.label}"))
-            if tensor.ema is not None:
-                array = tensor.ema
-                t.ema = <float*>cnp.PyArray_DATA(array)
-                self.written.append((array, f"the average of {tensor.label}"))
-            if tensor.copy is not None:
-                array = tensor.copy
-                t.copy = <uint16_t*>cnp.PyArray_DATA(array)
-                self.written.append((array, f"the copy of {tensor.label}"))
-            if tensor.update is not None:
-                array = tensor.update
-                t.update = <float*>cnp.PyArray_DATA(array)
-                self.written.append((array, f"the workspace of {tensor.label}"))
-            self.written.append((tensor.step, f"the step count of {tensor.label}"))
-            self.written.append((tensor.running, f"the running scalars of {tensor.label}"))
+            t.step = <int64_t*>data_of(tensor.step)
+            t.running = <double*>data_of(tensor.running)
+            t.low = <uint16_t*>data_of(tensor.low)
+            t.ema = <float*>data_of(tensor.ema)
+            t.copy = <uint16_t*>data_of(tensor.copy)
+            t.update = <float*>data_of(tensor.update)
             for k in range(len(self.state_names)):
-                if self.state_names[k] in tensor.states:
-                    array = tensor.states[self.state_names[k]]
-                    t.states[k] = <char*>cnp.PyArray_DATA(array)
-                    self.state_size = <int>cnp.PyArray_ITEMSIZE(array)
-                    self.written.append((array, f"state {self.state_names[k]!r} of {tensor.label}"))
-                if self.state_names[k] in tensor.scales:
-                    array = tensor.scales[self.state_names[k]]
-                    t.scales[k] = <uint16_t*>cnp.PyArray_DATA(array)
-                    self.written.append((array, f"scales of state {self.state_names[k]!r} of {tensor.label}"))
-        self.ranges = Ranges([array for array, _ in self.written])
+                kept = tensor.states.get(self.state_names[k])
+                if kept is not None:
+                    t.states[k] = <char*>data_of(kept)
+                    self.state_size = <int>cnp.PyArray_ITEMSIZE(<cnp.ndarray>kept)
+                t.scales[k] = <uint16_t*>data_of(tensor.scales.get(self.state_names[k]))
         self.group_values = [None] * self.n_groups
 
     def __dealloc__(self):
@@ -881,11 +907,6 @@ cdef class Plan:
         free(self.norms)
         free(self.zeroable)
 
-    @property
-    def busy(self):
-        """Whether a step is under way in this process."""
-        return self.busy_generation == generation
-
     cdef object optimizer(self):
         return self.optimizer_reference()
 
@@ -894,18 +915,19 @@ cdef class Plan:
     cdef int check_groups(self) except -1:
         """See that the kernels and hyperparameters are those that the param groups ask for now."""
         cdef Py_ssize_t k
-        if PyList_GET_SIZE(self.param_groups) != self.n_groups:
-            self.optimizer()._refuse_regrouping()
         for k in range(self.n_groups):
-            if PyList_GET_ITEM(self.param_groups, k) != PyList_GET_ITEM(self.group_dicts, k):
-                self.optimizer()._refuse_regrouping()
             if not self.group_is_unchanged(k):
                 self.read_group(k)
+        if PyList_GET_SIZE(self.param_groups) != self.n_groups:  # last: reading can run code of the user's
+            self.optimizer()._refuse_regrouping()
+        for k in range(self.n_groups):
+            if PyList_GET_ITEM(self.param_groups, k) != PyTuple_GET_ITEM(self.group_dicts, k):
+                self.optimizer()._refuse_regrouping()
         return 0
 
     cdef bint group_is_unchanged(self, Py_ssize_t k):
         cdef object values = <object>PyList_GET_ITEM(self.group_values, k)
-        cdef object group = <object>PyList_GET_ITEM(self.group_dicts, k)
+        cdef object group = <object>PyTuple_GET_ITEM(self.group_dicts, k)
         cdef Py_ssize_t i
         if values is None or PyDict_Size(group) != PyTuple_GET_SIZE(values):
             return False
@@ -944,39 +966,36 @@ cdef class Plan:
         cdef PyObject* key
         cdef PyObject* item
         self.n_active = 0
-        if self.keeps_gradients:
-            self.gathered = []
         if self.structure == SINGLE:
-            self.held = gradients
-            self.gather_one(0, gradients)
+            self.held = [gradients]
         elif self.structure == MAPPING:
             if type(gradients) is not dict:
                 gradients = _buffers.gradient_mapping(self.optimizer(), gradients)
             if PyDict_Size(gradients) != self.n_tensors:
                 _buffers.refuse_gradient_names(self.optimizer(), gradients)
-            self.held = tuple((<dict>gradients).values())
+            self.held = [None] * self.n_tensors
             for i in range(self.n_tensors):
                 # In the usual order of names the next entry is the one; its key need not be hashed.
                 if not PyDict_Next(gradients, &at, &key, &item) or key != PyTuple_GET_ITEM(self.names, i):
                     item = PyDict_GetItem(gradients, <object>PyTuple_GET_ITEM(self.names, i))
                 if item == NULL:
                     _buffers.refuse_gradient_names(self.optimizer(), gradients)
-                self.gather_one(i, <object>item)
+                self.held[i] = <object>item
         else:
             if type(gradients) is not list:
                 gradients = _buffers.gradient_list(self.optimizer(), gradients)
-            if PyList_GET_SIZE(gradients) != self.n_tensors:
-                _buffers.refuse_gradient_count(self.optimizer(), gradients)
-            self.held = tuple(<list>gradients)
-            for i in range(self.n_tensors):
-                self.gather_one(i, <object>PyTuple_GET_ITEM(self.held, i))
+            self.held = list(<list>gradients)
+            if PyList_GET_SIZE(self.held) != self.n_tensors:
+                _buffers.refuse_gradient_count(self.optimizer(), self.held)
+        for i in range(self.n_tensors):
+            self.gather_one(i, <object>PyList_GET_ITEM(self.held, i))
         return 0
 
     cdef int gather_one(self, Py_ssize_t i, object gradient) except -1:
-        cdef Tensor* t = &self.tensors[i]
+        cdef Planned* t = &self.tensors[i]
         cdef cnp.ndarray p = <cnp.ndarray>PyList_GET_ITEM(self.arrays, i)
         cdef const void* data
-        cdef Py_ssize_t found
+        cdef uintptr_t end
         cdef int storage = FLOAT32
         if gradient is None:
             return 0
@@ -986,9 +1005,9 @@ cdef class Plan:
             elif self.bfloat16_type >= 0 and is_gradient_for(gradient, t, self.bfloat16_type):
                 storage = BFLOAT16
             else:
-                storage = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}[
-                    _buffers.check_gradient(self.optimizer(), i, gradient)
-                ]
+                gradient, name = _buffers.check_gradient(self.optimizer(), i, gradient)
+                storage = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}[name]
+                self.held[i] = gradient
                 if storage == BFLOAT16:
                     self.bfloat16_type = cnp.PyArray_TYPE(<cnp.ndarray>gradient)
         # Not the shape's numbers: they lie beside the data, which other threads write.
@@ -1001,9 +1020,9 @@ cdef class Plan:
             _buffers.refuse_changed_parameter(self.optimizer(), i)
         data = cnp.PyArray_DATA(<cnp.ndarray>gradient)
         if data != t.checked_gradient or storage != t.checked_storage:
-            found = self.ranges.find(<uintptr_t>data, <uintptr_t>data + <uintptr_t>(t.n * item_size(storage)))
-            if found >= 0:
-                _buffers.refuse_overlapping_gradient(self.optimizer(), i, self.written[found][1])
+            end = <uintptr_t>data + <uintptr_t>(t.n * item_size(storage))
+            if self.ranges.find(<uintptr_t>data, end) >= 0:
+                _buffers.refuse_overlapping_gradient(self.optimizer(), i, gradient)
             t.checked_gradient = data
             t.checked_storage = storage
         if t.step[0] < 0 or t.step[0] >= MAX_STEP:
@@ -1013,11 +1032,9 @@ cdef class Plan:
         self.active[self.n_active].storage = storage
         self.active[self.n_active].array = <PyObject*>gradient
         self.n_active += 1
-        if self.keeps_gradients:
-            self.gathered.append((i, gradient))
         return 0
 
-    cdef int check_zeroable(self, object gradients) except -1:
+    cdef int check_zeroable(self) except -1:
         """See that every gathered gradient can be zeroed without touching another."""
         cdef Py_ssize_t k
         cdef bint same = self.n_active == self.n_zeroable
@@ -1031,15 +1048,19 @@ cdef class Plan:
                 and self.zeroable[k].tensor == self.active[k].tensor
             )
         if not same:
-            self.keeps_gradients = True
-            self.gather_all(gradients)
-            overlap = Ranges([gradient for _, gradient in self.gathered]).first_overlap()
+            gathered = self.gathered()
+            overlap = Ranges([gradient for _, gradient in gathered]).first_overlap()
             if overlap is not None:
-                _buffers.refuse_shared_gradients(self.optimizer(), *[self.gathered[k][0] for k in overlap])
+                _buffers.refuse_shared_gradients(self.optimizer(), *[gathered[k][0] for k in overlap])
             for k in range(self.n_active):
                 self.zeroable[k] = self.active[k]
             self.n_zeroable = self.n_active
         return 0
+
+    cdef list gathered(self):
+        """[(index of a tensor, its gradient), ...]"""
+        cdef Py_ssize_t k
+        return [(self.active[k].tensor, <object>self.active[k].array) for k in range(self.n_active)]
 
     # --- 3. norm
 
@@ -1079,8 +1100,8 @@ cdef class Plan:
         cdef double hyper[MAX_HYPERS]
         cdef double ema_decay = self.ema_decay
         cdef Py_ssize_t k, previous, j, at = -1, n_segments = 0
-        cdef Tensor* t
-        cdef Tensor* before
+        cdef Planned* t
+        cdef Planned* before
         cdef Group* group
         cdef Segment made
         cdef Segment next_one
@@ -1174,7 +1195,7 @@ cdef class Plan:
 
     cdef void count_steps(self) noexcept:
         cdef Py_ssize_t k
-        cdef Tensor* t
+        cdef Planned* t
         for k in range(self.n_active):
             t = &self.tensors[self.active[k].tensor]
             t.step[0] += 1
@@ -1195,18 +1216,21 @@ cdef class Plan:
         (bool, float or None) or None
             Whether the step was applied, and the gradients' norm if it was computed; None without options.
         """
+        self.guard.enter("step()")
+        try:
+            return self.step_held(gradients, options)
+        finally:
+            self.guard.leave()
+
+    cpdef object step_held(self, gradients, tuple options=None):
+        """The same for a caller that has taken the optimizer's guard."""
         cdef Py_ssize_t total = 0
         cdef Py_ssize_t n_segments
         cdef int n_threads = self.n_threads if self.n_threads else default_n_threads
-        cdef control_word caller
-        if self.busy:
-            _buffers.refuse_concurrent_step(self.optimizer())
-        self.busy_generation = generation
-        caller = enter_host()
+        cdef control_word caller = enter_host()
         try:
             if options is not None:
                 return self.step_with(gradients, options, n_threads)
-            self.keeps_gradients = False
             self.pipeline.clips = False
             self.pipeline.zeroes = False
             self.pipeline.grad_scale = 1.0
@@ -1217,11 +1241,10 @@ cdef class Plan:
             n_segments = self.make_segments(&total, 1.0, 1.0)
             self.count_steps()
             self.run_segments(n_segments, total, True, n_threads)
+            self.guard.steps += 1
         finally:
             leave_kernels(caller)
-            self.busy_generation = 0
             self.held = None
-            self.gathered = None
 
     cdef object step_with(self, object gradients, tuple options, int n_threads):
         cdef double grad_scale, coefficient = 1.0, norm = 0.0
@@ -1232,11 +1255,10 @@ cdef class Plan:
         needs_norm = max_norm is not None or skip_nonfinite
         self.pipeline.clips = clip_value is not None
         self.pipeline.zeroes = zero_grads
-        self.keeps_gradients = False
         self.check_groups()
         self.gather_all(gradients)
         if zero_grads:
-            self.check_zeroable(gradients)
+            self.check_zeroable()
         if needs_norm:
             norm = self.gradient_norm(grad_scale, n_threads)
         applied = not (skip_nonfinite and not isfinite(norm))
@@ -1257,6 +1279,7 @@ cdef class Plan:
             self.drop_rules(n_segments)
         if applied or zero_grads:
             self.run_segments(n_segments, total, applied, n_threads)
+        self.guard.steps += 1
         return applied, norm if needs_norm else None
 
     cdef void drop_rules(self, Py_ssize_t n_segments) noexcept:
@@ -1277,13 +1300,19 @@ cdef class Plan:
 
     def gather(self, gradients, bint zero_grads=False):
         """Check everything; return [(index of a tensor, its gradient), ...]. For backends in Python."""
-        self.keeps_gradients = True
         self.check_groups()
         self.gather_all(gradients)
         if zero_grads:
-            self.check_zeroable(gradients)
-        self.held = None
-        return self.gathered
+            self.check_zeroable()
+        try:
+            return self.gathered()
+        finally:
+            self.held = None
+
+
+cdef inline void* data_of(object kept):
+    """Where an array of the optimizer's is, NULL for None."""
+    return NULL if kept is None else cnp.PyArray_DATA(<cnp.ndarray?>kept)
 
 
 def copy_array(object stages, cnp.ndarray source, cnp.ndarray out, bint as_bfloat16):
@@ -1291,10 +1320,12 @@ def copy_array(object stages, cnp.ndarray source, cnp.ndarray out, bint as_bfloa
     cdef const tile_stages* made = <const tile_stages*>PyCapsule_GetPointer(stages, "fastopt.tile_stages")
     cdef const float* values = <const float*>cnp.PyArray_DATA(source)
     cdef uint16_t* halves = <uint16_t*>cnp.PyArray_DATA(out)
+    cdef control_word caller = enter_kernels()
     if as_bfloat16:
         made.encode_bfloat16(values, halves, cnp.PyArray_SIZE(source))
     else:
         made.encode_float16(values, halves, cnp.PyArray_SIZE(source))
+    leave_kernels(caller)
 
 
 def run_once(

@@ -57,9 +57,14 @@ def kernels() -> dict[str, Any]:
     return _load(isa()).KERNELS | _added
 
 
+def stages() -> Any:
+    """The compiled stages that surround the rules, of the instruction set in use."""
+    return _load(isa()).STAGES
+
+
 def copy_array(source: np.ndarray, out: np.ndarray) -> None:
     """Round the float32 array `source` into `out`, float16 or bfloat16 (or uint16 with its bits)."""
-    backends.engine().copy_array(_load(isa()).STAGES, source, out, out.dtype != np.float16)
+    backends.engine().copy_array(stages(), source, out, out.dtype != np.float16)
 
 
 _added: dict[str, Any] = {}
@@ -81,7 +86,7 @@ if hasattr(os, "register_at_fork"):
 def make_plan(optimizer: Any) -> Any:
     """The engine's prebuilt step of `optimizer`."""
     n_threads = _threads.get_num_threads()  # sets the engine's default
-    plan = backends.engine().Plan(optimizer, kernels(), _load(isa()).STAGES)
+    plan = backends.engine().Plan(optimizer, kernels(), stages())
     plan.n_threads = optimizer.n_threads or 0
     return plan if n_threads else None
 
@@ -102,6 +107,5 @@ def run_once(
     ordered = [streams["p"], streams["g"], *(streams[state] for state in states)]
     if spec.trust == "update":
         ordered.append(np.empty_like(streams["p"]))
-    stages = _load(isa()).STAGES
     n_threads = n_threads or _threads.get_num_threads()
-    return backends.engine().run_once(capsule, stages, ordered, hyper, step, running, spec.trust, n_threads)
+    return backends.engine().run_once(capsule, stages(), ordered, hyper, step, running, spec.trust, n_threads)

@@ -14,6 +14,7 @@ from fastopt import _host as arrays  # noqa: F401  of the backend's interface
 
 NAME = "reference"
 
+_PLAIN = (1.0, None, None, False, False)
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -53,41 +54,44 @@ class _Plan:
     def __init__(self, optimizer: Any) -> None:
         self._reference = weakref.ref(optimizer)  # in a cycle, large states would wait for the garbage collector
         self._checked = backends.engine().Plan(optimizer, None)
+        self._guard = optimizer._guard
         self.n_threads = 1
-        self.busy = False
 
     @property
     def _optimizer(self) -> Any:
         return self._reference()
 
-    def step(self, gradients: Any, options: tuple = (1.0, None, None, False, False)) -> tuple[bool, float | None]:
+    def step(self, gradients: Any, options: tuple = _PLAIN) -> tuple[bool, float | None]:
+        """Check everything, then update every tensor that has a gradient, in place."""
+        result: tuple[bool, float | None] = self._guard.run("step()", self.step_held, gradients, options)
+        return result
+
+    def step_held(self, gradients: Any, options: tuple = _PLAIN) -> tuple[bool, float | None]:
+        """The same for a caller that has taken the optimizer's guard."""
         grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads = options
-        if self.busy:
-            _buffers.refuse_concurrent_step(self._optimizer)
-        self.busy = True
-        try:
-            gathered = self._checked.gather(gradients, zero_grads)
-            for position, _ in gathered:
-                self._check_scalars(position)
-            with np.errstate(all="ignore"):
-                scaled = [(position, decoded(gradient) * np.float32(grad_scale)) for position, gradient in gathered]
-                norm = None
-                if max_norm is not None or skip_nonfinite:
-                    norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for _, g in scaled))
-                applied = not skip_nonfinite or math.isfinite(norm or 0.0)
-                if max_norm is not None and norm is not None and not math.isinf(max_norm):
-                    coefficient = np.minimum(np.float64(max_norm) / (norm + 1e-6), 1.0)
-                    scaled = [(position, (g * coefficient).astype(np.float32)) for position, g in scaled]
-                if clip_value is not None:
-                    scaled = [(position, np.clip(g, -clip_value, clip_value)) for position, g in scaled]
-            if applied:
-                for position, g in scaled:
-                    self._update(self._optimizer._tensors[position], g)
-            if zero_grads:
-                for _, gradient in gathered:
-                    gradient[...] = 0
-        finally:
-            self.busy = False
+        gathered = self._checked.gather(gradients, zero_grads)
+        for position, _ in gathered:
+            self._check_scalars(position)
+        with np.errstate(all="ignore"):
+            scaled = [(position, decoded(gradient) * np.float32(grad_scale)) for position, gradient in gathered]
+            norm = None
+            if max_norm is not None or skip_nonfinite:
+                norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for _, g in scaled))
+            applied = not skip_nonfinite or math.isfinite(norm or 0.0)
+            if max_norm is not None and norm is not None and not math.isinf(max_norm):
+                coefficient = np.minimum(np.float64(max_norm) / (norm + 1e-6), 1.0)
+                scaled = [(position, (g * coefficient).astype(np.float32)) for position, g in scaled]
+            if clip_value is not None:
+                scaled = [(position, np.clip(g, -clip_value, clip_value)) for position, g in scaled]
+        changes = backends.engine().Changes()
+        if applied:
+            for position, g in scaled:
+                self._note_update(changes, self._optimizer._tensors[position], g)
+        if zero_grads:
+            for _, gradient in gathered:
+                changes.copy(gradient, np.zeros(gradient.shape, gradient.dtype))
+        changes.attribute(self._guard, "steps", self._guard.steps + 1)
+        changes.publish()
         return applied, norm
 
     def _check_scalars(self, position: int) -> None:
@@ -98,28 +102,29 @@ class _Plan:
         if not scalars_fit(spec, int(tensor.step) + 1, running, values):
             _buffers.refuse_scalars(self._optimizer, position, int(tensor.step) + 1)
 
-    def _update(self, tensor: Any, gradient: np.ndarray) -> None:
+    def _note_update(self, changes: Any, tensor: Any, gradient: np.ndarray) -> None:
+        """Note in `changes` what a step makes of a tensor and what is kept for it."""
         optimizer = self._optimizer
         spec, values, step = optimizer.spec, optimizer.param_groups[tensor.group], int(tensor.step) + 1
-        in_place = optimizer.state_dtype == "float32"
-        p = _host.values_of(tensor)
-        states = tensor.states if in_place else optimizer._decoded(tensor)
-        run_once(spec, {"p": p, "g": gradient, **states}, tensor.running if spec.running else None, step, values)
-        if tensor.low is not None:
-            _host.set_values(tensor, p)
-        for position, name in enumerate([] if in_place else spec.states_for(spec.flags(values))):
-            codec, array, scales = optimizer._codec(name), tensor.states[name], tensor.scales.get(name)
+        states, running = optimizer._decoded(tensor), tensor.running.copy()
+        p = np.array(_host.values_of(tensor))
+        run_once(spec, {"p": p, "g": gradient, **states}, running if spec.running else None, step, values)
+        _host.note_values(changes, tensor, p)
+        changes.copy(tensor.running, running)
+        changes.copy(tensor.step, np.array(step, np.int64))
+        for position, name in enumerate(spec.states_for(spec.flags(values))):
             random = _codecs.Random(optimizer.seed, step, tensor.index, position)
-            codes, new_scales = codec.encode(states[name], random, scales)
-            array.view(codec.dtype)[...] = codes
-            if scales is not None:
-                scales[...] = new_scales
-        tensor.step += 1
+            codes, scales = optimizer._codec(name).encode(states[name], random, tensor.scales.get(name))
+            changes.copy(tensor.states[name], codes)
+            if name in tensor.scales:
+                changes.copy(tensor.scales[name], scales)
         if tensor.ema is not None:
             decay = average_decay(optimizer, step)
-            tensor.ema[...] = decay * tensor.ema + (1 - decay) * p
+            changes.copy(tensor.ema, (decay * tensor.ema + (1 - decay) * p).astype(np.float32, copy=False))
         if tensor.copy is not None:
-            copy_array(p, tensor.copy)
+            copy = np.empty_like(tensor.copy)
+            copy_array(p, copy)
+            changes.copy(tensor.copy, copy)
 
 
 def average_decay(optimizer: Any, step: int) -> float:

@@ -25,6 +25,7 @@ def _check_available() -> None:
 _check_available()
 
 # ruff: noqa: E402  only where the packages are there
+from fastopt import backends
 from fastopt.backends.cuda import arrays, availability, kernels, memory  # noqa: F401  arrays is of the interface
 from fastopt.backends.cuda import plan as _plan
 from fastopt.backends.cuda.operations import SIMULATED
@@ -90,18 +91,21 @@ class _Once:
     def __init__(
         self, spec: Any, p: Any, states: dict[str, Any], running: Any, step: int, values: dict[str, Any]
     ) -> None:
-        from fastopt._optimizer import _Tensor, kernel_and_hypers
+        from fastopt._optimizer import kernel_and_hypers
 
         self.spec = spec
         carried = np.zeros(0) if running is None else np.array(running, np.float64).ravel()
         seen = memory.look(p)
         assert seen is not None
-        self.tensor = _Tensor(p, "p", 0, 0, np.array(step - 1, np.int64), carried, seen.shape)
+        engine = backends.engine()
+        self._guard = engine.Guard(spec.function)
+        self.tensor = engine.Tensor(p, None, 0, 0, np.array(step - 1, np.int64), carried, seen.shape)
         self.tensor.states = states
         if spec.trust == "update":
             self.tensor.update = memory.state_arrays([p])[0]
         self._tensors = [self.tensor]
         self.param_groups = [{"params": (p,), **values}]
+        self._groups = tuple(self.param_groups)
         self._kernel = kernel_and_hypers(spec, values)
         self.plan = _plan.Plan(self, is_once=True)
 

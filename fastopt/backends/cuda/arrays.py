@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _codecs
+from fastopt import _buffers, _codecs, backends
 from fastopt.backends.cuda import availability, kernels, layout, memory
 from fastopt.backends.cuda import plan as _plan
 
@@ -60,16 +60,69 @@ def values_of(tensor: Any) -> np.ndarray:
     return fetch(tensor.array) if tensor.low is None else _codecs.join(fetch(tensor.array), fetch(tensor.low))
 
 
-def set_values(tensor: Any, values: Any) -> None:
-    """Overwrite the parameter of a tensor with values of the host or the device."""
+def check_parameters(
+    optimizer: Any, arrays: Sequence[Any], tensors: Sequence[Any] | None = None, keys: Sequence[Any] = ()
+) -> None:
+    """Raise TypeError or ValueError unless arrays can be parameters: those of `tensors`, or new ones under `keys`."""
+    for k, array in enumerate(arrays):
+        label = tensors[k].label if tensors else _buffers.parameter_label(keys[k])
+        optimizer._check_parameter(array, label, tensors[k].shape if tensors else None)
+
+
+class Ranges:
+    """The memory of arrays."""
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        self._arrays = [array for array in arrays if memory.look(array) is not None]
+
+    def plus(self, others: Ranges) -> Ranges:
+        """That of both."""
+        return Ranges([*self._arrays, *others._arrays])
+
+    def first_overlap(self) -> tuple[int, int] | None:
+        """Positions of two arrays that overlap, or None."""
+        return first_overlap(self._arrays)
+
+
+def ranges(arrays: Sequence[Any], gap: int = 0) -> Ranges:  # noqa: ARG001  of the host
+    """The memory of arrays."""
+    return Ranges(arrays)
+
+
+def note(changes: Any, target: Any, values: np.ndarray) -> None:
+    """Note in `changes` that an array of the optimizer's is overwritten by values of its type or by codes."""
+    changes.call(put, target, values)
+
+
+def note_values(changes: Any, tensor: Any, values: Any) -> None:
+    """Note in `changes` that the parameter of a tensor is overwritten, with values of the host or the device."""
     values = values if isinstance(values, np.ndarray) else fetch(values)
     if tensor.low is None:
-        put(tensor.array, values)
+        changes.call(put, tensor.array, values)
     else:
         high, low = np.empty(values.shape, np.uint16), np.empty(values.shape, np.uint16)
         _codecs.split(values, high, low)
-        put(tensor.array, high)
-        put(tensor.low, low)
+        changes.call(put, tensor.array, high)
+        changes.call(put, tensor.low, low)
+
+
+def note_beside(changes: Any, optimizer: Any, tensor: Any, low: Any, has_average: bool) -> None:  # noqa: ARG001
+    """Note that the copy follows the parameter, and the average if it was not loaded."""
+    if tensor.ema is not None and not has_average:
+        changes.call(start_averages, optimizer, [tensor])
+    if tensor.copy is not None:
+        changes.call(copy_parameters, optimizer, [tensor])
+
+
+def average_swap(optimizer: Any) -> Any:
+    """The context manager in which averages stand in the parameters' place."""
+
+    def exchange(tensors: Sequence[Any]) -> None:
+        _walk("exchange_averages", tensors, [(layout.EMA, "ema")], optimizer)
+        if optimizer.copy_dtype is not None:
+            copy_parameters(optimizer, tensors)
+
+    return backends.engine().AverageSwap(optimizer._guard, optimizer._prepare_swap, None, False, exchange)
 
 
 def _rows(tensors: Sequence[Any], words: Sequence[tuple[int, str]]) -> tuple[Any, int, int]:
@@ -113,11 +166,6 @@ def start_averages(optimizer: Any, tensors: Sequence[Any]) -> None:
 def copy_parameters(optimizer: Any, tensors: Sequence[Any]) -> None:
     """Round the parameters as they are into their copies."""
     _walk("copy_parameters", tensors, [(layout.COPY, "copy")], optimizer)
-
-
-def exchange_averages(optimizer: Any, tensors: Sequence[Any]) -> None:
-    """Let parameters and averages change places."""
-    _walk("exchange_averages", tensors, [(layout.EMA, "ema")], optimizer)
 
 
 def fill(array: Any, code: Any) -> None:

@@ -172,11 +172,11 @@ class Plan:
     def __init__(self, optimizer: Any, is_once: bool = False) -> None:
         self._reference = weakref.ref(optimizer)  # in a cycle, large states would wait for the garbage collector
         self.n_threads = 0
-        self.busy = False
+        self._guard = optimizer._guard
         spec = self._spec = optimizer.spec
         tensors = optimizer._tensors
         self._groups = optimizer.param_groups
-        self._group_dicts = list(self._groups)
+        self._group_dicts = optimizer._groups
         self._hyper_names = ("params", *spec.hypers)
         self._group_values: list[tuple | None] = [None] * len(self._groups)
         self._kernels = [""] * len(self._groups)
@@ -192,7 +192,7 @@ class Plan:
         self._rows = np.zeros((len(tensors), _WORDS), np.int64)
         self._states = np.zeros((len(tensors), 2, len(self._state_names)), np.int64)
         self._itemsizes = np.zeros(_WORDS, np.int64)
-        self._pointers: list[tuple[Any, str]] = []
+        self._pointers: list[Any] = []
         self._device = memory.current_device()
         for tensor in tensors:
             memory.check_device(tensor.array, memory.address_of(tensor.array), tensor.label)
@@ -226,23 +226,21 @@ class Plan:
             row = rows[k]
             row[_word(layout.N)] = tensor.size
             row[_word(layout.INDEX)] = tensor.index
-            written = [(layout.P, tensor.array, tensor.label), (layout.LOW, tensor.low, "the lower half")]
-            written += [(layout.EMA, tensor.ema, "the average"), (layout.COPY, tensor.copy, "the copy")]
-            written += [(layout.UPDATE, tensor.update, "the workspace")]
-            for offset, array, what in written:
+            beside = ((layout.LOW, tensor.low), (layout.EMA, tensor.ema), (layout.COPY, tensor.copy))
+            for offset, array in ((layout.P, tensor.array), *beside, (layout.UPDATE, tensor.update)):
                 if array is not None:
                     row[_word(offset)] = memory.address_of(array)
-                    self._pointers.append((array, what if offset == layout.P else f"{what} of {tensor.label}"))
+                    self._pointers.append(array)
             for j, name in enumerate(self._state_names):
-                for part, kept, what in ((0, tensor.states, "state"), (1, tensor.scales, "scales of state")):
+                for part, kept in ((0, tensor.states), (1, tensor.scales)):
                     if name in kept:
                         self._states[k, part, j] = memory.address_of(kept[name])
-                        self._pointers.append((kept[name], f"{what} {name!r} of {tensor.label}"))
+                        self._pointers.append(kept[name])
         ranges = []
-        for array, what in self._pointers:
+        for array in self._pointers:
             seen = memory.look(array)
             assert seen is not None
-            ranges.append((seen.address, seen.address + memory.nbytes(array), what))
+            ranges.append((seen.address, seen.address + memory.nbytes(array)))
         self._written = sorted(one for one in ranges if one[0] < one[1])
         self._starts = [one[0] for one in self._written]
         self._movable = [i for i, array in enumerate(self._arrays) if hasattr(array, "data_ptr")]
@@ -335,7 +333,7 @@ class Plan:
                 found = self._check_gradient(i, gradient)
             if self._gradients[i] != found:
                 memory.check_device(gradient, found[0], _buffers._gradient_label(optimizer, i))
-                self._check_apart(i, *found)
+                self._check_apart(i, gradient, *found)
             changed.append((i, found, gradient))
         for i in self._movable:
             self._check_parameter(i)
@@ -364,12 +362,12 @@ class Plan:
         seen = memory.checked(gradient, what, shape=self._shapes[i], dtypes=dtypes, writable=False)
         return seen.address, _STORAGES["bfloat16" if seen.dtype == "uint16" else seen.dtype]
 
-    def _check_apart(self, i: int, address: int, storage: int) -> None:
+    def _check_apart(self, i: int, gradient: Any, address: int, storage: int) -> None:
         """Raise ValueError if a gradient lies in memory that the step writes."""
         end = address + int(self._rows[i, _word(layout.N)]) * (4 if storage == layout.FLOAT32 else 2)
         at = bisect.bisect_left(self._starts, end) - 1  # ranges do not overlap: only this one can reach so far
         if at >= 0 and address < end and address < self._written[at][1]:
-            _buffers.refuse_overlapping_gradient(self._optimizer, i, self._written[at][2])
+            _buffers.refuse_overlapping_gradient(self._optimizer, i, gradient)
 
     def _check_parameter(self, i: int) -> None:
         """Raise ValueError if a parameter's memory is no longer what the plan knows (PyTorch can exchange it)."""
@@ -603,22 +601,21 @@ class Plan:
 
         Returns None where nothing needs the norm: the step is applied then.
         """
-        if self.busy:
-            _buffers.refuse_concurrent_step(self._optimizer)
-        self.busy = True
-        try:
-            self._check_device()
-            self._check_groups()
-            active = tuple(self._gather(gradients))
-            if options[4]:
-                self._check_zeroable(gradients, active)
-            handle = memory.stream_of(self._arrays, stream)
-            if memory.is_capturing(handle):
-                self._capture(active, options, handle)
-                return None
-            return self._run(active, options, handle)
-        finally:
-            self.busy = False
+        info: DeviceStepInfo | None = self._guard.run("step()", self.step_held, gradients, options, stream)
+        return info
+
+    def step_held(self, gradients: Any, options: tuple = _PLAIN, stream: Any = None) -> DeviceStepInfo | None:
+        """The same for a caller that has taken the optimizer's guard."""
+        self._check_device()
+        self._check_groups()
+        active = tuple(self._gather(gradients))
+        if options[4]:
+            self._check_zeroable(gradients, active)
+        handle = memory.stream_of(self._arrays, stream)
+        if memory.is_capturing(handle):
+            self._capture(active, options, handle)
+            return None
+        return self._run(active, options, handle)
 
     def _run(self, active: tuple[int, ...], options: tuple, stream: int) -> DeviceStepInfo | None:
         needs_norm = options[1] is not None or options[3]
@@ -635,6 +632,7 @@ class Plan:
 
     def _count(self, active: tuple[int, ...], options: tuple, buffers: _Buffers, stream: int) -> DeviceStepInfo | None:
         """Count the step, now or when it is decided."""
+        self._guard.steps += 1
         may_skip, needs_norm = options[3], options[1] is not None or options[3]
         if not may_skip:
             self._advance(active, self._group_values)
