@@ -22,7 +22,11 @@ FAILED = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command in `arguments` (those of the process if None) and return its exit code."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.run is None:
+        parser.print_help()
+        return 0
     try:
         _check_environment()
     except (ImportError, ValueError) as error:
@@ -33,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     """Each command adds a parser of its own, whose default `run` does the work and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fastopt", description="fastopt from the command line.")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"fastopt {fastopt.__version__}")
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_info(commands)
     _add_demo(commands)
     _add_bench(commands)

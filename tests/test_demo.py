@@ -161,6 +161,38 @@ def test_the_demo_prints_a_row_for_each_optimizer(finished):
     assert lines[header + 3] == ""
 
 
+def test_the_demo_fits_a_terminal_of_80_columns(finished):
+    process, folder = finished
+    lines = process.stdout.splitlines()
+    assert [line for line in lines if len(line) > 80 and str(folder) not in line] == []
+
+
+def test_the_table_fits_a_terminal_of_80_columns_whatever_the_figures():
+    slow = demo.Training([2.0, 123.456789], 0.5, 123456.7)
+    lines = demo.table([demo.Comparison("Adadelta", slow, slow)]).splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+def test_every_optimizer_has_a_panel_of_its_own_in_the_picture(tmp_path, monkeypatch):
+    import_packages()
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    training = demo.Training([2.0, 1.0], 0.5, 1.0)
+    demo.draw([demo.Comparison(name, training, training) for name in ("SGD", "ASGD", "Adam", "Lion", "LARS")], tmp_path)
+    panels = [axes for axes in drawn[0].axes if axes.get_visible()]
+    assert [panel.get_title().split(",")[0] for panel in panels] == ["SGD", "ASGD", "Adam", "Lion", "LARS"]
+
+
+def test_asgd_is_judged_by_its_averages_and_told_from_sgd():
+    import_packages()
+    digits = demo.load_digits()
+    sgd, asgd = (demo.train(registry[name], "cpu", *digits, 5, seed=0) for name in ("sgd", "asgd"))
+    assert sgd.losses[:3] == pytest.approx(asgd.losses[:3], rel=1e-2)
+    assert asgd.losses[5] > 1.1 * sgd.losses[5]  # averages lag behind while the loss still falls
+
+
 def test_the_demo_writes_the_loss_curves_as_a_png(finished):
     process, folder = finished
     assert (folder / demo.CURVES).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

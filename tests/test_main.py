@@ -73,10 +73,22 @@ def test_help_of_the_demo_names_every_optimizer():
     assert set(registry) <= set(words)
 
 
-def test_no_command_is_an_error_that_shows_the_usage():
+def test_without_a_command_the_help_is_printed():
     finished = run()
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout == run("--help").stdout
+    assert "--version" in finished.stdout
+
+
+def test_an_unknown_command_is_an_error_that_shows_the_usage():
+    finished = run("inof")
     assert finished.returncode == 2
     assert finished.stderr.startswith("usage: python -m fastopt")
+
+
+def test_version_is_printed():
+    finished = run("--version")
+    assert (finished.returncode, finished.stdout) == (0, f"fastopt {fastopt.__version__}\n")
 
 
 def test_an_unknown_instruction_set_is_a_one_line_error():
