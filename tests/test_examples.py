@@ -353,6 +353,71 @@ def test_the_table_has_a_line_for_every_optimizer():
         assert re.search(rf"^{name} +{rate:g} +\d", example.printed, re.MULTILINE), name
 
 
+# --- Small batches, large batches
+
+
+def test_time_for_an_epoch_falls_with_the_batch_as_the_formula_says():
+    found = run("batch_size").found
+    seconds = dict(zip(found["BATCHES"], found["seconds"], strict=True))
+    assert seconds[1] > 4 * seconds[8] > 12 * seconds[128]
+    assert found["per_update"] > 5 * found["per_sample"]
+
+
+def test_noise_falls_with_the_root_of_the_batch():
+    found = run("batch_size").found
+    sizes = found["BATCHES"][:-2]
+    for ratios in found["noise"].values():
+        slope, _ = np.polyfit(np.log(sizes), np.log(ratios), 1)
+        assert slope == pytest.approx(-0.5, abs=0.03)
+
+
+def test_the_noise_scale_is_where_noise_and_gradient_are_level_and_grows_in_training():
+    found = run("batch_size").found
+    assert found["scale"][0] < found["scale"][2] < found["scale"][10]
+    for epochs, ratios in found["noise"].items():
+        assert ratios[-1] == pytest.approx((found["scale"][epochs] / 128) ** 0.5, rel=0.1)
+
+
+def test_paths_of_small_batches_make_detours():
+    found = run("batch_size").found
+    assert found["detour"][1] > 8
+    assert found["detour"][512] < 1.2
+    assert found["detour"][1] > 2 * found["detour"][16] > 4 * found["detour"][512]
+
+
+def test_batches_of_16_follow_the_exact_path_and_single_digits_get_half_as_far():
+    found = run("batch_size").found
+    ahead = {size: (path[-1] - path[0]) @ found["ahead"] for size, path in found["paths"].items()}
+    assert ahead[16] == pytest.approx(ahead[512], rel=0.05)
+    assert ahead[1] < 0.65 * ahead[512]
+
+
+def test_at_the_same_rate_large_batches_learn_less_in_as_many_epochs():
+    losses = list(run("batch_size").found["final"]["same rate"].values())
+    assert losses == sorted(losses)
+    assert losses[-1] > 1000 * losses[0]
+
+
+def test_a_rate_in_proportion_to_the_batch_makes_them_level_until_it_is_too_large():
+    losses = run("batch_size").found["final"]["rate in proportion"]
+    for size in (1, 4, 64):
+        assert losses[size] == pytest.approx(losses[16], rel=0.1)
+    assert losses[256] > 3 * losses[16]
+
+
+def test_at_the_same_training_loss_the_batch_does_not_matter_for_new_digits():
+    summary = run("batch_size").found["summary"].values()
+    right, losses = [row["right"] for row in summary], [row["test loss"] for row in summary]
+    assert max(right) - min(right) < 0.01
+    assert max(losses) < 1.2 * min(losses)
+
+
+def test_the_time_to_get_there_is_lowest_for_batches_in_between():
+    summary = run("batch_size").found["summary"]
+    assert min(summary, key=lambda size: summary[size]["seconds"]) in (16, 64)
+    assert summary[512]["epochs"] > 10 * summary[16]["epochs"]
+
+
 # --- Where to start, and batch normalisation
 
 
