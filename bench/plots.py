@@ -58,7 +58,7 @@ def draw(title: str, cells: Sequence[Cell], results: Results, folder: Path) -> l
             (left, "ns_per_parameter", "ns per parameter (lower is better)"),
             (right, "gb_per_s", "effective GB/s (higher is better)"),
         ):
-            _lines(axes, cells, attribute)
+            draw_lines(axes, cells, attribute)
             axes.set_xscale("log")
             axes.set_yscale("log")
             axes.set_xlabel("parameters")
@@ -80,7 +80,8 @@ def draw(title: str, cells: Sequence[Cell], results: Results, folder: Path) -> l
     return paths
 
 
-def _lines(axes: Any, cells: Sequence[Cell], attribute: str) -> None:
+def draw_lines(axes: Any, cells: Sequence[Cell], attribute: str) -> None:
+    """One line for each contestant of a curve: `attribute` of its entries over the parameter count."""
     present = {name for cell in cells for name in cell.entries}
     for name, (colour, line, marker) in STYLES.items():
         if name in present:
