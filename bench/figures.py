@@ -8,9 +8,9 @@ from pathlib import Path
 
 from bench import plots, promises, report, results
 from bench.ours import FLOAT32, NAME, PROBE
-from bench.results import LARGE, Cell, Results
-from bench.samples import seconds, short
-from bench.workloads import MODELS
+from bench.results import GOAL, LARGE, Cell, Results
+from bench.samples import NOISY, short
+from bench.workloads import FROM_MEMORY, LARGEST, MODELS, SECTIONS, size_name
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -18,10 +18,9 @@ RESULTS = ROOT / "bench" / "results"
 MAIN = "2-core"
 """The folder in `RESULTS` that the README shows; others are linked."""
 PLACE = re.compile(r"(<!-- figures[^>]*-->\n).*?(<!-- end of figures -->)", re.DOTALL)
-STEPS = [
-    *(("Adam", label) for label in ("16", "1e3", "1e5", "1e7", "5e7")),
-    *((title, "5e7") for title in ("AdamW", "SGD, momentum 0.9", "Adagrad")),
-]
+STEPS = [("Adam", label) for label in ("16", "1e3", "1e5", "1e7")]
+LARGE_STEPS = ("Adam", "AdamW", "SGD, momentum 0.9", "Adagrad")
+"""Optimizers that are also shown from `LARGEST` parameters on."""
 
 
 def committed() -> Results | None:
@@ -43,23 +42,46 @@ def text(run: Results) -> str:
     machine = run.machine
     intro = (
         f"{machine['cpus']} processors ({machine['processor']}, {machine['fastopt']['isa']}), "
-        f"{machine['fastopt']['n_threads']} threads each, rounds interleaved on the same arrays, "
-        f"medians. Peers: {peers}."
+        f"{machine['fastopt']['n_threads']} threads each, rounds interleaved on the same arrays: medians, with the "
+        f"quartiles in brackets. Peers: {peers}."
     )
-    single = [cell for title, label in STEPS if (cell := run.cell(f"curves/{title}/{label}"))]
+    single = [cell for cell in run.section("curves") if _is_shown(cell)]
     many = [cell for name in MODELS if (cell := run.cell(f"models/Adam/{name}"))]
     unfused = [cell for cell in run.section("curves") if _is_unfused(cell)]
     tails = [cell for name in MODELS if (cell := run.cell(f"tail/AdamW/{name}"))]
+    states = run.section("states")
     parts = [
         intro,
+        _memory(run),
         _picture(run),
         _table("step", [*single, *many]),
         _table("step of 10 million parameters, not fused in torch", unfused),
         _table("whole tail: clip by norm, AdamW, average, bfloat16 copy, zero", tails, only_label=True),
-        _states(run.section("states")),
+        _states(states),
+        _noise([*single, *many, *unfused, *tails, *states]),
         _sentence(run),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _is_shown(cell: Cell) -> bool:
+    """Whether a cell of the curves is in the first table."""
+    title, label = cell.info["title"], cell.info["label"]
+    return (title, label) in STEPS or (title in LARGE_STEPS and cell.info["parameters"] >= LARGEST and "^" not in label)
+
+
+def _memory(run: Results) -> str:
+    """What the figures say of memory."""
+    cache = run.last_level_cache
+    if cache is None:
+        return "The caches of this machine are not known, so none of these figures is said to be one of memory."
+    words = (
+        f"Here the last-level cache has {cache / 2**20:,.0f} MiB; a figure is one of memory where the arrays of a step "
+        f"fill it at least {FROM_MEMORY} times. `arrays in` says where they lie."
+    )
+    if not any(cell.is_from_memory for cell in run.cells if cell.info["section"] in SECTIONS):
+        words += " **In this run they nowhere did: no figure below is one of memory.**"
+    return words
 
 
 def _picture(run: Results) -> str:
@@ -78,52 +100,62 @@ def _table(what: str, cells: Sequence[Cell], only_label: bool = False) -> str:
     rows = []
     for cell in cells:
         fastest = cell.fastest
-        if fastest is None:
+        if fastest is None or cell.is_noisy:
             continue
         name = cell.info["label"] if only_label else f"{cell.info['title']}, {cell.info['label']}"
-        faster = cell.times_faster(fastest.contestant).median
-        times = [seconds(entry.sample.median) for entry in (cell.ours, fastest)]
-        rows.append([name, times[0], f"{times[1]} ({fastest.contestant})", _factor(faster)])
-    return report.table((what, NAME, "fastest peer", "times faster"), rows) if rows else ""
+        faster = report.spread(cell.times_faster(fastest.contestant))
+        peer = f"{report.times(fastest.sample)} {fastest.contestant}"
+        rows.append([name, cell.arrays_in, report.times(cell.ours.sample), peer, faster])
+    return report.table((what, "arrays in", NAME, "fastest peer", "times faster"), rows) if rows else ""
 
 
 def _states(cells: Sequence[Cell]) -> str:
     """Steps with states in low precision beside the same with float32 states."""
     rows = []
     for cell in cells:
-        if FLOAT32 not in cell.entries:
+        if FLOAT32 not in cell.entries or cell.is_noisy:
             continue
-        times = [seconds(cell.ours.sample.median), seconds(cell.entries[FLOAT32].sample.median)]
+        times = [report.times(entry.sample) for entry in (cell.ours, cell.entries[FLOAT32])]
         name = f"{cell.info['title']}, {cell.info['label']}"
         moved = short(cell.info["bytes_per_parameter"])
-        rows.append([name, moved, *times, _factor(cell.times_faster(FLOAT32).median)])
-    header = ("fewer bytes", "bytes moved a parameter", NAME, "float32 states", "times faster")
+        rows.append([name, cell.arrays_in, moved, *times, report.spread(cell.times_faster(FLOAT32))])
+    header = ("fewer bytes", "arrays in", "bytes moved a parameter", NAME, "float32 states", "times faster")
     return report.table(header, rows) if rows else ""
 
 
-def _factor(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.2f}"
+def _noise(cells: Sequence[Cell]) -> str:
+    left_out = list(dict.fromkeys(cell.workload for cell in cells if cell.is_noisy))
+    if not left_out:
+        return ""
+    return f"Left out of these tables, because the rounds spread by more than {NOISY:.0%}: {'; '.join(left_out)}."
 
 
 def _sentence(run: Results) -> str:
-    """The roof, and every place where fastopt is behind: a README that named only the good ones would be no use."""
-    large = [cell for cell in run.section("curves") if cell.info["parameters"] >= LARGE and cell.probe]
-    if not large:
-        return ""
-    speeds = sorted(cell.ours.gb_per_s for cell in large)
-    roofs = sorted(cell.probe.gb_per_s for cell in large if cell.probe)
-    shares = sorted(share.median for cell in large if (share := cell.share_of_probe))
+    """Promises, the roof, and where fastopt is behind: a README that named only the good ones would be no use."""
+    found = promises.verdicts(run)
+    kept = sum(verdict.kept for verdict in found)
+    words = f"{kept} of {len(found)} measurements keep what [promises.py]({promises.FILE}) promises. "
+    cells = [cell for cell in run.section("curves") if cell.is_from_memory and not cell.is_noisy]
+    shares = sorted((share for cell in cells if (share := cell.share_of_probe)), key=lambda share: share.median)
+    if shares:
+        speeds = sorted(cell.ours.gb_per_s for cell in cells if cell.probe)
+        words += (
+            f"From memory steps move {short(speeds[0])} to {short(speeds[-1])} GB/s, {shares[0].median:.0%} to "
+            f"{shares[-1].median:.0%} of what the {PROBE} does, a kernel that moves the same bytes without arithmetic. "
+        )
+        above = sum(share.q1 > 1 for share in shares)
+        if above:
+            words += f"In {above} of {len(shares)} the {PROBE} is no roof: the step is faster, beyond the quartiles. "
+    else:
+        words += "No curve of this run is one of memory, so none is held to a roof. "
     behind = list(dict.fromkeys(cell.workload for cell, _ in report.behind(run)))
-    words = (
-        f"From 10 million parameters on, steps move {short(speeds[0])} to {short(speeds[-1])} GB/s; the {PROBE}, a "
-        f"kernel that moves these bytes without arithmetic, {short(roofs[0])} to {short(roofs[-1])}: fastopt reaches "
-        f"{shares[0]:.0%} to {shares[-1]:.0%} of it. "
-    )
     if not behind:
         return words + f"No peer was faster in any of {len(run.cells)} workloads."
     link = f"[report](bench/results/{MAIN}/{report.FILE})"
     return (
-        words + f"In {len(behind)} of {len(run.cells)} workloads a peer or the probe is ahead; the {link} names each."
+        words
+        + f"In {len(behind)} of {len(run.cells)} workloads a peer is ahead, or from {size_name(LARGE)} parameters on "
+        f"the {PROBE} by more than {1 - GOAL:.0%}; the {link} names each."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -23,11 +24,13 @@ class Cache(TypedDict):
 
 def description() -> dict[str, Any]:
     """Everything about this machine that a reader of the figures wants to know."""
+    found = caches()
     return {
         "processor": _processor(),
         "cpus": fastopt._threads._available(),
-        "memory_bytes": _memory(),
-        "caches": caches(),
+        "memory_bytes": memory(),
+        "caches": found,
+        "last_level_cache": last_level_cache(found, fastopt.get_num_threads()),
         "system": platform.platform(),
         "python": platform.python_version(),
         "fastopt": fastopt.info(),
@@ -66,6 +69,11 @@ def reachable(cache: Cache, n_threads: int) -> int:
     return cache["bytes"] * max(1, -(-n_threads // cache["shared_by"]))
 
 
+def last_level_cache(found: Sequence[Cache], n_threads: int) -> int | None:
+    """Bytes of the largest caches that so many threads have together; None where none are known."""
+    return reachable(found[-1], n_threads) if found else None
+
+
 def _processor() -> str:
     try:
         found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
@@ -74,7 +82,7 @@ def _processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def _memory() -> int | None:
+def memory() -> int | None:
     try:
         found = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bench import machine
 from bench.ours import NAME, PROBE
-from bench.results import LARGE, Cell, Results
+from bench.results import Cell, Results
 from bench.workloads import size_name
 
 FEWEST = 3
@@ -96,9 +96,8 @@ def draw_lines(axes: Any, cells: Sequence[Cell], attribute: str) -> None:
 
 
 def roof(cells: Sequence[Cell]) -> tuple[int, float] | None:
-    """The largest number of parameters, and GB/s of the probe there; None if caches may have helped (`LARGE`)."""
-    large = [(cell.info["parameters"], cell.probe.gb_per_s) for cell in cells if cell.probe]
-    return max((one for one in large if one[0] >= LARGE), default=None)
+    """The largest number of parameters, and GB/s of the probe there; None unless the arrays lay in memory."""
+    return max(((c.info["parameters"], c.probe.gb_per_s) for c in cells if c.probe and c.is_from_memory), default=None)
 
 
 def _mark_roof(axes: Any, cells: Sequence[Cell]) -> None:

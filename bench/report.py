@@ -10,7 +10,7 @@ from bench import plots, promises
 from bench.ours import ALONE, FLOAT32, NAME, OTHERS, PROBE
 from bench.results import GOAL, GOAL_ON_GPU, LARGE, LARGE_ON_GPU, Cell, Results
 from bench.samples import NOISY, Sample, seconds, short
-from bench.workloads import size_name
+from bench.workloads import FROM_MEMORY, size_name
 
 FILE = "report.md"
 
@@ -42,12 +42,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def _spread(sample: Sample, scale: float = 1.0, unit: str = "") -> str:
+def spread(sample: Sample, scale: float = 1.0, unit: str = "") -> str:
     low, middle, high = (short(value * scale) for value in (sample.q1, sample.median, sample.q3))
     return f"{middle}{unit} ({low}..{high})"
 
 
-def _times(sample: Sample) -> str:
+def times(sample: Sample) -> str:
     """A step's time, quartiles behind the median."""
     value, unit = seconds(sample.median).split(" ")
     scale = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[unit]
@@ -82,10 +82,31 @@ def _machine(results: Results) -> str:
     words = (
         "Every figure is a median over rounds in which all contestants take turns on the same arrays; behind it in "
         "brackets the quartiles. `times faster` is the median of the rounds' ratios. `of the probe` is the speed in "
-        "bytes a second over that of "
-        f"{roof}, in the same rounds: the roof. A peer's time counts only after its results agreed with fastopt's."
+        f"bytes a second over that of {roof}, in the same rounds. A peer's time counts only after its results agreed "
+        "with fastopt's. " + _roof_words(results)
     )
     return "\n".join([*lines, "", words])
+
+
+def _roof_words(results: Results) -> str:
+    """Where the probe is a roof."""
+    if "gpu" in results.machine:
+        return f"It is the roof from {size_name(LARGE_ON_GPU)} parameters on."
+    cache = results.last_level_cache
+    if cache is None:
+        return "The caches of this machine are not known, so no figure here is said to be one of memory."
+    need = (
+        f"The arrays of a step lie in memory if they fill the last-level cache, {_mebibytes(cache)} for these threads, "
+        f"{FROM_MEMORY} times: only there is the probe a roof. In a cache it is one more kernel, which waits for its "
+        "loads in its own way, and a step may be faster."
+    )
+    if not any(cell.is_from_memory for cell in results.section("curves")):
+        need += " **No curve of this run got that far: it says nothing of steps from memory.**"
+    return need
+
+
+def _mebibytes(n: int) -> str:
+    return f"{n / 2**20:,.0f} MiB"
 
 
 def noisy(results: Results) -> list[str]:
@@ -118,6 +139,30 @@ def behind(results: Results) -> list[tuple[Cell, str]]:
     ]
 
 
+def summary(results: Results) -> str:
+    """The first curve, the models, the tail and the states as a table for a terminal of 80 columns.
+
+    Times of fastopt, also in ns a parameter, and how many times faster it is than the fastest peer.
+    """
+    curve = next(iter(results.curves.values()), [])
+    cells = [*curve, *(cell for name in ("models", "tail", "states") for cell in results.section(name))]
+    rows: list[Sequence[str]] = [("a step of", "takes", "ns", "faster", "than")]
+    for cell in cells:
+        name = "whole tail" if cell.info["section"] == "tail" else cell.info["title"]
+        words = f"{name}, {cell.info['label']}".replace("state_dtype ", "").replace(", FlatBuffer", ", flat")
+        other = FLOAT32 if FLOAT32 in cell.entries else cell.fastest.contestant if cell.fastest else None
+        beside = [short(cell.times_faster(other).median), other.removeprefix(f"{NAME}, ")] if other else ["", ""]
+        rows.append((words, seconds(cell.ours.sample.median), short(cell.ours.ns_per_parameter), *beside))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if 0 < k < 4 else text.ljust(width)
+            for k, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
 def _behind(results: Results) -> str:
     found = behind(results)
     large, least = (LARGE_ON_GPU, GOAL_ON_GPU) if "gpu" in results.machine else (LARGE, GOAL)
@@ -132,24 +177,27 @@ def _behind(results: Results) -> str:
 def _promises(results: Results) -> str:
     found = promises.verdicts(results)
     short_of = [verdict for verdict in found if not verdict.kept]
-    head = f"## Promises\n\n{len(found) - len(short_of)} of {len(found)} measurements keep their promise"
+    head = (
+        f"## Promises\n\n{len(found) - len(short_of)} of {len(found)} measurements keep what `{promises.FILE}` promises"
+    )
     return head + ("; fell short:\n\n" + "\n".join(f"- {verdict}" for verdict in short_of) if short_of else ".")
 
 
 def _row(cell: Cell, name: str) -> list[str]:
     ours, share, fastest = cell.ours, cell.share_of_probe, cell.fastest
-    faster = [_spread(cell.times_faster(fastest.contestant)), fastest.contestant] if fastest else ["", ""]
+    faster = [spread(cell.times_faster(fastest.contestant)), fastest.contestant] if fastest else ["", ""]
     return [
         name,
-        _times(ours.sample),
+        times(ours.sample),
         short(ours.ns_per_parameter),
         short(ours.gb_per_s),
-        _spread(share, 100, "%") if share else "",
+        cell.arrays_in,
+        spread(share, 100, "%") if share else "",
         *faster,
     ]
 
 
-_HEADER = ("", "fastopt", "ns/parameter", "GB/s", "of the probe", "times faster", "than the fastest peer")
+_HEADER = ("", "fastopt", "ns/parameter", "GB/s", "arrays in", "of the probe", "times faster", "than the fastest peer")
 
 
 def _steps(title: str, cells: Sequence[Cell]) -> str:
@@ -190,7 +238,7 @@ def _tail(results: Results) -> str:
     rows = []
     for cell in cells:
         alone = cell.entries.get(ALONE)
-        rows.append([*_row(cell, cell.info["label"]), _times(alone.sample) if alone else ""])
+        rows.append([*_row(cell, cell.info["label"]), times(alone.sample) if alone else ""])
     head = "## The whole tail: clip by norm, AdamW, moving average, bfloat16 copy, zero the gradients"
     return f"{head}\n\n" + table((*_HEADER, "AdamW alone"), rows)
 
@@ -199,10 +247,10 @@ def _states(results: Results) -> str:
     rows = []
     for cell in results.section("states"):
         base = cell.entries.get(FLOAT32)
-        faster = [_times(base.sample), _spread(cell.times_faster(FLOAT32))] if base else ["", ""]
+        faster = [times(base.sample), spread(cell.times_faster(FLOAT32))] if base else ["", ""]
         moved = f"{cell.info['bytes_per_parameter']:.4g}"
-        rows.append([*_row(cell, f"{cell.info['title']}, {cell.info['label']}")[:5], moved, *faster])
-    header = (*_HEADER[:5], "bytes/parameter", "float32 states", "times faster than those")
+        rows.append([*_row(cell, f"{cell.info['title']}, {cell.info['label']}")[:6], moved, *faster])
+    header = (*_HEADER[:6], "bytes/parameter", "float32 states", "times faster than those")
     return "## States in low precision\n\n" + table(header, rows) if rows else ""
 
 
@@ -230,7 +278,7 @@ def _cold(results: Results) -> str:
     cells = results.section("cold")
     names = list(dict.fromkeys(name for cell in cells for name in cell.entries))
     rows = [
-        [cell.info["title"], *(_times(cell.entries[name].sample) if name in cell.entries else "" for name in names)]
+        [cell.info["title"], *(times(cell.entries[name].sample) if name in cell.entries else "" for name in names)]
         for cell in cells
     ]
     words = "What an import, and import with one step of 1e5 parameters, add to a process that imports NumPy."

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import machine
 from bench.ours import NAME, OTHERS, PROBE
 from bench.samples import Sample, ratio
+from bench.workloads import FROM_MEMORY, bytes_held
 
 FILE = "results.json"
 LARGE = 10**7
@@ -50,6 +52,8 @@ class Cell:
 
     workload: str
     entries: dict[str, Entry]
+    caches: tuple[machine.Cache, ...] = ()
+    """Of the machine."""
 
     @property
     def ours(self) -> Entry:
@@ -87,6 +91,30 @@ class Cell:
         return ratio(self.probe.times, self.ours.times).scaled(bytes_ratio)
 
     @property
+    def arrays_in(self) -> str:
+        """Where the arrays of the step lie: the first cache that has room, "memory", or "" where that is not known.
+
+        They lie in memory if they fill the last cache `FROM_MEMORY` times; what is smaller is served by both.
+        """
+        if not self.caches or self.info.get("backend") == "cuda":
+            return ""
+        hypers, options = (tuple(self.info.get(name, {}).items()) for name in ("hypers", "options"))
+        held = bytes_held(self.info["optimizer"], hypers, options) * self.info["parameters"]
+        sizes = {f"L{one['level']}": machine.reachable(one, self.info["threads"]) for one in self.caches}
+        for level, size in sizes.items():
+            if held <= size:
+                return level
+        last = list(sizes)[-1]
+        return "memory" if held >= FROM_MEMORY * sizes[last] else f"{last} and memory"
+
+    @property
+    def is_from_memory(self) -> bool:
+        """Whether its figures are those of the memory, and the probe is a roof."""
+        if self.info.get("backend") == "cuda":
+            return bool(self.info["parameters"] >= LARGE_ON_GPU)
+        return self.arrays_in == "memory"
+
+    @property
     def shortfalls(self) -> list[str]:
         """Where fastopt is behind, in words: a faster peer, or less than the goal's share of the probe."""
         found = []
@@ -121,7 +149,13 @@ class Results:
         grouped: dict[str, dict[str, Entry]] = {}
         for entry in self.entries:
             grouped.setdefault(entry.workload, {})[entry.contestant] = entry
-        return [Cell(workload, entries) for workload, entries in grouped.items() if NAME in entries]
+        caches = tuple(self.machine["caches"])
+        return [Cell(workload, entries, caches) for workload, entries in grouped.items() if NAME in entries]
+
+    @property
+    def last_level_cache(self) -> int | None:
+        """Bytes that the threads of a step have together."""
+        return machine.last_level_cache(self.machine["caches"], self.machine["fastopt"]["n_threads"])
 
     def section(self, name: str) -> list[Cell]:
         """The workloads of a section, curves by size."""

@@ -59,6 +59,8 @@ def finish(output: Path, check: bool) -> int:
     drawn = plots.draw_all(found, output)
     fell_short = [verdict for verdict in promises.verdicts(found) if not verdict.kept]
     behind = report.behind(found)
+    print("ns: nanoseconds a parameter; faster: how many times faster than the fastest peer\n")
+    print(report.summary(found) + "\n")
     for line in report.left_out(found):
         print(f"left out: {line}")
     for warning in report.noisy(found):

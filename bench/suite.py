@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import fastopt
-from bench import ours, peers
+from bench import machine, ours, peers
 from bench.race import Measured, Outcome, Pace, Race, cpu_seconds_of_others
 from bench.samples import short
 from bench.workloads import MODES, Workload, workloads
@@ -54,12 +54,16 @@ class Suite:
         self.left_out: list[dict[str, str]] = []
         sizes, threads = option("--bench-sizes"), option("--bench-threads")
         self.plain = not (option("--bench-optimizers") or sizes or option("--bench-backend") == "cuda")
+        counts = [int(text) for text in threads] if threads else None
+        n_threads = max(counts) if counts else fastopt.get_num_threads()
         self.workloads = workloads(
             self.mode,
             option("--bench-optimizers"),
             sizes and [int(text) for text in sizes],
-            threads and [int(text) for text in threads],
+            counts,
             option("--bench-backend"),
+            machine.last_level_cache(machine.caches(), n_threads),
+            machine.memory(),
         )
         chosen = option("--bench-peers")
         self.adapters = {name: peers.load(name) for name in (peers.MODULES if chosen is None else chosen)}

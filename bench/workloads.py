@@ -8,12 +8,12 @@ from __future__ import annotations
 import functools
 import math
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import fastopt
-from fastopt import _codegen, _optimizer
+from fastopt import _codecs, _codegen, _optimizer
 from fastopt._rule import Spec, Switch, registry
 
 Shape = tuple[int, ...]
@@ -109,6 +109,18 @@ class Workload:
     def footprint(self) -> int:
         """Bytes of parameters, gradients and states."""
         return 4 * (2 + len(self.states)) * self.n
+
+
+@functools.cache
+def bytes_held(function: str, hypers: Hypers, options: Hypers) -> float:
+    """Bytes a parameter of all arrays that a step of the optimizer walks over."""
+    spec = registry[function]
+    values = spec.check({name: hyper.default for name, hyper in spec.hypers.items()} | dict(hypers))
+    chosen = dict(options)
+    dtype = chosen.get("state_dtype", "float32")
+    states = spec.states_for(spec.flags(values))
+    held = 8 + sum(_codecs.codec(dtype, spec.kinds[state]).bytes_per_element for state in states)
+    return held + 4 * ("ema_decay" in chosen) + 2 * ("copy_dtype" in chosen)
 
 
 @functools.cache
@@ -234,9 +246,12 @@ _QUICK = tuple(2**k for k in range(8, 21, 4))
 _SIZES = tuple(2**k for k in range(8, 27, 2))
 TINY = 16
 PROMISED = (TINY, 10**3, 10**5, 10**7)
+FROM_MEMORY = 4
+"""Times the last-level cache that the arrays of a step must fill for its figures to be those of memory."""
 LARGEST = 5 * 10**7
+"""Parameters of the largest steps; more where `FROM_MEMORY` asks for it."""
 PROMISED_LARGE = ("adam", "adamw", "sgd", "adagrad")
-"""Optimizers that torch fuses: measured at `LARGEST`, too."""
+"""Optimizers that torch fuses: measured from memory, too."""
 GPU_SECTIONS = ("curves", "models", "tail", "states")
 """What is measured on a GPU: it has no threads to be counted, and no time for subnormals to be lost in."""
 MODES = {
@@ -290,17 +305,24 @@ def workloads(
     sizes: Sequence[int] | None = None,
     threads: Sequence[int] | None = None,
     backend: str = "cpu",
+    cache: int | None = None,
+    memory: int | None = None,
 ) -> list[Workload]:
     """Everything that `mode` measures, the most important first.
 
     `optimizers` and `sizes` replace those of the curves, and with either of them there are only curves. Of
-    `threads` the largest is used everywhere, all of them for the scaling over threads.
+    `threads` the largest is used everywhere, all of them for the scaling over threads. `cache` and `memory` are bytes
+    of the machine's last-level cache and of its memory, by which the largest steps are chosen.
     """
     n_threads = max(threads) if threads else fastopt.get_num_threads()
-    found = list(_curves(mode, n_threads, optimizers, sizes, backend))
+
+    def largest(function: str, hypers: Hypers, options: Hypers = ()) -> int:
+        return from_memory(bytes_held(function, hypers, options), cache, memory)
+
+    found = list(_curves(mode, n_threads, optimizers, sizes, backend, largest))
     if not (optimizers or sizes):
         found += _models(mode, n_threads)
-        found += _states(mode, n_threads)
+        found += _states(mode, n_threads, largest)
         found += _hard(mode, n_threads)
         found += _threads(mode, sorted(set(threads)) if threads else thread_counts(n_threads))
     if backend == "cuda":
@@ -309,8 +331,24 @@ def workloads(
     return [replace(workload, backend=backend) for workload in ordered]
 
 
+def from_memory(held: float, cache: int | None, memory: int | None) -> int:
+    """Parameters of `held` bytes each from which on they fill the cache `FROM_MEMORY` times, at least `LARGEST`.
+
+    As many as there is room for where that is less: then no figure is one of memory.
+    """
+    least = FROM_MEMORY * (cache or 0) / held
+    choices = [digit * 10**power for power in range(7, 10) for digit in (1, 2, 3, 5)]
+    fitting = [n for n in choices if n <= LARGEST or memory is None or 4 * held * n <= memory]
+    return next((n for n in fitting if n >= max(least, LARGEST)), fitting[-1])
+
+
 def _curves(
-    mode: Mode, n_threads: int, optimizers: Sequence[str] | None, sizes: Sequence[int] | None, backend: str
+    mode: Mode,
+    n_threads: int,
+    optimizers: Sequence[str] | None,
+    sizes: Sequence[int] | None,
+    backend: str,
+    largest: Callable[[str, Hypers], int],
 ) -> Iterator[Workload]:
     """Every size of the first optimizer, then the sizes that promises name, then the rest."""
 
@@ -328,11 +366,11 @@ def _curves(
         elif not sizes and backend == "cpu":
             own |= set(PROMISED)
             large = mode.seconds > 1000 and function in PROMISED_LARGE and not bool(hypers) ^ (function == "sgd")
-            own |= {LARGEST} if large or (mode.seconds > 200 and k < 2) else set()
+            own |= {largest(function, hypers)} if large or (mode.seconds > 200 and k < 2) else set()
             if hypers and function != "sgd":
                 own = {10**7}  # variants: what one more state costs where memory is the limit
         for n in sorted(own):
-            promised = not sizes and n in (*PROMISED, LARGEST)
+            promised = not sizes and (n in PROMISED or n >= LARGEST)
             yield cell(function, hypers, n, 10 if k == 0 else 30 if promised else 40 + k)
 
 
@@ -354,15 +392,16 @@ def _models(mode: Mode, n_threads: int) -> Iterator[Workload]:
             yield Workload("models", "adam", label, shapes, n_threads, (), "FlatBuffer", priority=22 + k)
 
 
-def _states(mode: Mode, n_threads: int) -> Iterator[Workload]:
+def _states(mode: Mode, n_threads: int, largest: Callable[[str, Hypers, Hypers], int]) -> Iterator[Workload]:
     """Every way to keep fewer bytes, for Adam at some sizes; in long runs at the largest, and for two rules more."""
     choices: list[Hypers] = [(("state_dtype", name),) for name in state_dtypes()]
     choices += [(("master", name),) for name in masters()]
     long = mode.seconds > 200
-    cells: list[tuple[str, Hypers, int]] = [("adam", (), n) for n in (10**3, 10**5, 10**7)]
-    if long:
-        cells += [("adam", (), LARGEST), ("lion", (), 10**7), ("sgd", MOMENTUM, 10**7)]
     for options in choices:
+        cells: list[tuple[str, Hypers, int]] = [("adam", (), n) for n in (10**3, 10**5, 10**7)]
+        if long:
+            n = largest("adam", (), options)
+            cells += [("adam", (), n), ("lion", (), 10**7), ("sgd", MOMENTUM, 10**7)]
         for function, hypers, n in cells:
             words = ", ".join(f"{name} {value}" for name, value in options)
             label = f"{words}, {size_name(n)}"

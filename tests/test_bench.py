@@ -24,7 +24,18 @@ from bench import results as bench_results
 from bench.buffers import Buffers, largest_difference
 from bench.peers import numpy_reference
 from bench.samples import Sample, changed, ratio, seconds
-from bench.workloads import MODELS, MODES, MOMENTUM, Mode, Workload, _strings, size_name, workloads
+from bench.workloads import (
+    MODELS,
+    MODES,
+    MOMENTUM,
+    Mode,
+    Workload,
+    _strings,
+    bytes_held,
+    from_memory,
+    size_name,
+    workloads,
+)
 from fastopt import __main__ as command_line
 from fastopt import backends
 from fastopt._rule import registry
@@ -420,8 +431,56 @@ def test_a_peer_that_is_ahead_within_the_quartiles_is_named_as_that(tmp_path):
 
 def test_the_report_has_speed_share_and_the_fastest_peer_by_name(tmp_path):
     text = report.text(load(tmp_path))
-    assert "| 1e5 | 20 us (19.8..20.2) | 0.2 | 140 | 90% (90..90) | 2 (2..2) | torch-fused |" in text
-    assert "| 1e7 | 5 ms (4.95..5.05) | 0.5 | 56 | 90% (90..90) | 0.8 (0.8..0.8) | optax |" in text
+    assert "| 1e5 | 20 us (19.8..20.2) | 0.2 | 140 | L2 | 90% (90..90) | 2 (2..2) | torch-fused |" in text
+    assert "| 1e7 | 5 ms (4.95..5.05) | 0.5 | 56 | memory | 90% (90..90) | 0.8 (0.8..0.8) | optax |" in text
+
+
+def test_the_report_says_where_the_probe_is_a_roof(tmp_path):
+    assert "the last-level cache, 32 MiB for these threads, 4 times: only there is the probe a roof" in report.text(
+        load(tmp_path)
+    )
+    data = canned.results()
+    data["machine_info"]["fastopt"]["caches"][2]["bytes"] = 480 << 20
+    assert "it says nothing of steps from memory" in report.text(load(tmp_path, data))
+    data["machine_info"]["fastopt"]["caches"] = []
+    assert "The caches of this machine are not known" in report.text(load(tmp_path, data))
+
+
+@pytest.mark.parametrize(
+    ("n", "where"),
+    [(10**3, "L1"), (10**5, "L2"), (2 * 10**6, "L3"), (8 * 10**6, "L3 and memory"), (9 * 10**6, "memory")],
+)
+def test_arrays_lie_in_memory_from_four_times_the_last_level_cache_on(tmp_path, n, where):
+    (cell,) = load(tmp_path, canned.results([canned.entry("curves/Adam/n", "fastopt", [1.0], parameters=n)])).cells
+    assert (cell.arrays_in, cell.is_from_memory) == (where, where == "memory")
+
+
+@pytest.mark.parametrize(
+    ("options", "held"),
+    [((), 16), ((("state_dtype", "bfloat16"),), 12), ((("ema_decay", 0.9), ("copy_dtype", "bfloat16")), 22)],
+    ids=str,
+)
+def test_held_bytes_are_those_of_the_arrays(options, held):
+    n = 64_000
+    optimizer = fastopt.Adam(np.zeros(n, np.float32), **dict(options))
+    extra = n * (4 * ("ema_decay" in dict(options)) + 2 * ("copy_dtype" in dict(options)))
+    assert bytes_held("adam", (), options) * n == held * n == 8 * n + optimizer.state_nbytes + extra
+
+
+@pytest.mark.parametrize(
+    ("cache", "memory", "n"),
+    [
+        (32 << 20, 64 << 30, 5 * 10**7),
+        (480 << 20, 64 << 30, 2 * 10**8),
+        (480 << 20, 8 << 30, 10**8),
+        (None, None, 5 * 10**7),
+        (480 << 20, 1 << 30, 5 * 10**7),
+    ],
+)
+def test_the_largest_steps_fill_the_last_level_cache_four_times(cache, memory, n):
+    assert from_memory(16, cache, memory) == n
+    found = {w.n for w in workloads(MODES["full"], cache=cache, memory=memory) if w.id.startswith("curves/Adam/")}
+    assert max(found) == max(n, 2**26)
 
 
 def test_the_report_says_what_was_left_out_and_why(tmp_path):
@@ -456,9 +515,9 @@ def test_promises_on_a_gpu_are_others():
 
 def test_the_report_names_promises_that_fell_short(tmp_path):
     text = report.text(load(tmp_path))
-    assert "- Adam, 1e3: 2 x torch fused, promised >= 30" in text
+    assert "- Adam, 1e3: 2 x torch fused, bench/promises.py promises >= 30" in text
     assert "5 of 6 measurements" not in text  # 1e3 and 1e5 fall short of their factors
-    assert "4 of 6 measurements keep their promise; fell short:" in text
+    assert "4 of 6 measurements keep what `bench/promises.py` promises; fell short:" in text
 
 
 def test_a_quiet_run_has_no_warning_and_a_noisy_one_has(tmp_path):
@@ -474,7 +533,7 @@ def test_a_quiet_run_has_no_warning_and_a_noisy_one_has(tmp_path):
 def test_a_report_of_fastopt_alone_has_no_peers_to_name(tmp_path):
     alone = [canned.entry("curves/Adam/1e3", "fastopt", [1e-6] * 3)]
     text = report.text(load(tmp_path, canned.results(alone, peers={}, notes={}, missing={}, left_out=[])))
-    assert "| 1e3 | 1 us (1..1) | 1 | 28 |  |  |  |" in text
+    assert "| 1e3 | 1 us (1..1) | 1 | 28 | L1 |  |  |  |" in text
     assert "Nowhere." in text
 
 
@@ -489,7 +548,7 @@ def test_every_section_of_a_run_is_in_the_report(tmp_path):
         canned.entry("hard/Adam/NaN gradients, 1e5", "fastopt", [60e-6], input="NaN gradients"),
         canned.entry("states/Adam/state_dtype bfloat16, 1e7", "fastopt", [4e-3], bytes_per_parameter=20.0),
         canned.entry("states/Adam/state_dtype bfloat16, 1e7", "fastopt, float32 states", [5e-3]),
-        canned.entry("states/Adam/state_dtype 8bit, 5e7", "fastopt", [20e-3]),
+        canned.entry("states/Adam/state_dtype 8bit, 5e7", "fastopt", [20e-3], parameters=5 * 10**7),
         canned.entry("states/Adam/state_dtype 8bit, 5e7", "fastopt, float32 states", [24e-3]),
         canned.entry("threads/Adam/1e7, 2 threads", "fastopt", [5e-3]),
         canned.entry("cold/import/after NumPy", "fastopt", [0.06]),
@@ -497,11 +556,11 @@ def test_every_section_of_a_run_is_in_the_report(tmp_path):
     ]
     text = report.text(load(tmp_path, canned.results(entries)))
     assert "| Adam, NaN gradients, 1e5 | 60 us, 3.00 x |" in text
-    assert "- whole tail, small MLP: 3 x torch's calls, promised >= 4" in text
-    assert "- import fastopt after NumPy: 60 ms, promised <= 50" in text
-    assert "- Adam, memory of a step (resident): 0.2 B per parameter, promised <= 0.1" in text
+    assert "- whole tail, small MLP: 3 x torch's calls, bench/promises.py promises >= 4" in text
+    assert "- import fastopt after NumPy: 60 ms, bench/promises.py promises <= 50" in text
+    assert "- Adam, memory of a step (resident): 0.2 B per parameter, bench/promises.py promises <= 0.1" in text
     assert "| 20 | 5 ms (5..5) | 1.25 (1.25..1.25) |" in text
-    assert "- Adam, state_dtype 8bit, 5e7: 1.2 x float32 states, promised >= 1.3" in text
+    assert "- Adam, state_dtype 8bit, 5e7: 1.2 x float32 states, bench/promises.py promises >= 1.3" in text
     assert "state_dtype bfloat16, 1e7: 1.25 x" not in text
     for heading in (
         "Models",
@@ -677,6 +736,7 @@ def test_a_run_leaves_results_report_and_plots(runner, tmp_path):
     names = {"results.json", "report.md", "adam.png", "adam.svg", "log.txt"}
     assert names == {path.name for path in tmp_path.iterdir()}
     assert "peer numpy: numpy" in finished.stdout
+    assert re.search(r"^Adam, 2\^8 +\S+ [nu]s ", finished.stdout, re.MULTILINE)
 
 
 # --- The README
@@ -694,11 +754,46 @@ def test_figures_come_from_the_results_alone(tmp_path):
     text = figures.text(load(tmp_path))
     assert text.startswith("2 processors (A processor, x86-64-v3), 2 threads each")
     assert "Peers: torch 9.9, optax 8.8." in text
-    assert "| Adam, 1e5 | 20 us | 40 us (torch-fused) | 2.00 |" in text
-    assert "| Adam, 1e7 | 5 ms | 4 ms (optax) | 0.80 |" in text
-    assert "steps move 56 to 56 GB/s" in text
-    assert "fastopt reaches 90% to 90% of it" in text
-    assert "In 1 of 3 workloads a peer or the probe is ahead" in text
+    assert "Here the last-level cache has 32 MiB" in text
+    assert "| Adam, 1e5 | L2 | 20 us (19.8..20.2) | 40 us (39.6..40.4) torch-fused | 2 (2..2) |" in text
+    assert "| Adam, 1e7 | memory | 5 ms (4.95..5.05) | 4 ms (3.96..4.04) optax | 0.8 (0.8..0.8) |" in text
+    assert "4 of 6 measurements keep what [promises.py](bench/promises.py) promises." in text
+    assert "From memory steps move 56 to 56 GB/s, 90% to 90% of what the probe does" in text
+    assert "In 1 of 3 workloads a peer is ahead, or from 1e7 parameters on the probe by more than 5%" in text
+
+
+def test_figures_say_that_none_is_of_memory_where_the_cache_holds_everything(tmp_path):
+    data = canned.results()
+    data["machine_info"]["fastopt"]["caches"][2]["bytes"] = 480 << 20
+    text = figures.text(load(tmp_path, data))
+    assert "In this run they nowhere did: no figure below is one of memory." in text
+    assert "| Adam, 1e7 | L3 |" in text
+    assert "so none is held to a roof" in text
+    assert "GB/s" not in text
+
+
+def test_a_probe_that_is_slower_than_a_step_is_called_no_roof(tmp_path):
+    data = canned.results()
+    for one in data["benchmarks"]:
+        if one["extra_info"]["contestant"] == "probe":
+            one["stats"]["data"] = [1.5 * t for t in one["stats"]["data"]]
+    assert "In 1 of 1 the probe is no roof: the step is faster" in figures.text(load(tmp_path, data))
+
+
+def test_no_noisy_cell_is_among_the_figures(tmp_path):
+    data = canned.results()
+    data["benchmarks"][4]["stats"]["data"] = [10e-6, 20e-6, 40e-6]  # fastopt at 1e5
+    text = figures.text(load(tmp_path, data))
+    assert "| Adam, 1e5 |" not in text
+    assert "Left out of these tables, because the rounds spread by more than 15%: curves/Adam/1e5." in text
+
+
+def test_the_terminal_gets_a_table_of_80_columns(tmp_path):
+    header, *rows = report.summary(load(tmp_path)).splitlines()
+    assert header.split() == ["a", "step", "of", "takes", "ns", "faster", "than"]
+    assert rows[1].split() == ["Adam,", "1e5", "20", "us", "0.2", "2", "torch-fused"]
+    committed = figures.committed()
+    assert committed is None or max(map(len, report.summary(committed).splitlines())) <= 80
 
 
 def test_figures_show_low_precision_states_beside_float32(tmp_path):
@@ -706,7 +801,10 @@ def test_figures_show_low_precision_states_beside_float32(tmp_path):
     entries = [canned.entry(label, "fastopt", [20e-3], bytes_per_parameter=16.125)]
     entries.append(canned.entry(label, "fastopt, float32 states", [30e-3]))
     text = figures.text(load(tmp_path, canned.results([*canned.curve(), *entries])))
-    assert "| Adam, state_dtype 8bit, 5e7 | 16.1 | 20 ms | 30 ms | 1.50 |" in text
+    where = "L1"  # of the 1,000 parameters that the canned entry has
+    assert (
+        f"| Adam, state_dtype 8bit, 5e7 | {where} | 16.1 | 20 ms (20..20) | 30 ms (30..30) | 1.5 (1.5..1.5) |" in text
+    )
 
 
 def test_figures_go_between_their_marks_and_nowhere_else(tmp_path):
