@@ -405,7 +405,7 @@ class CosineAnnealingLR(LRScheduler):
     def _begin_again(self) -> None:
         self._join_new_groups()
         self.last_epoch = 0
-        self._write_all([self.eta_min + (lr - self.eta_min) * 2.0 / 2 for lr in self.base_lrs])
+        self._write_all([self.eta_min + (lr - self.eta_min) for lr in self.base_lrs])
 
     def get_lr(self) -> list[float]:
         if (self.last_epoch - 1 - self.T_max) % (2 * self.T_max) == 0:  # one after the lowest: the quotient is x / 0
