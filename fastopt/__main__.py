@@ -103,6 +103,10 @@ def _add_demo(commands: Any) -> None:
     names = f"of {', '.join(registry)} (default: all)"
     add("--optimizers", nargs="+", type=str.lower, choices=tuple(registry), metavar="NAME", help=names)
     add("--seed", type=_at_least(0), default=0, metavar="N", help=f"of initial weights and batches{default}")
+    names = f"of the learning rate, one of {', '.join(demo.SCHEDULES)} (default: none)"
+    add("--schedule", type=str.lower, choices=tuple(demo.SCHEDULES), metavar="NAME", help=names)
+    stopping = "end after so many epochs without a better validation loss, and keep the best (default: never)"
+    add("--early-stopping", type=_at_least(1), metavar="EPOCHS", help=stopping)
     parser.set_defaults(run=_demo)
 
 
@@ -111,7 +115,14 @@ def _demo(arguments: argparse.Namespace) -> int:
     if missing:
         return _fail(f'the demo needs {", ".join(missing)}: python -m pip install "fastopt[demo]"')
     try:
-        return demo.run(arguments.optimizers, arguments.epochs, arguments.seed, arguments.output)
+        return demo.run(
+            arguments.optimizers,
+            arguments.epochs,
+            arguments.seed,
+            arguments.output,
+            arguments.schedule,
+            arguments.early_stopping,
+        )
     except OSError as error:
         return _fail(str(error))
 

@@ -11,7 +11,7 @@ import statistics
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 import fastopt
+from fastopt import lr_scheduler
 from fastopt._rule import Spec, registry
 
 PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
@@ -45,6 +46,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rprop": {"lr": 1e-3, "step_sizes": (1e-4, 1e-2)},
 }
 """Hyperparameters where the defaults learn badly here. An optimizer that is not named runs with its own."""
+
+SCHEDULES: dict[str, Callable[[fastopt.Optimizer, int], lr_scheduler.LRScheduler]] = {
+    "step": lambda opt, n: lr_scheduler.StepLR(opt, step_size=-(-n // 3), gamma=0.3),
+    "exponential": lambda opt, n: lr_scheduler.ExponentialLR(opt, gamma=0.05 ** (1 / n)),
+    "linear": lambda opt, n: lr_scheduler.LinearLR(opt, start_factor=1.0, end_factor=0.0, total_iters=n),
+    "polynomial": lambda opt, n: lr_scheduler.PolynomialLR(opt, total_iters=n, power=2.0),
+    "cosine": lambda opt, n: lr_scheduler.CosineAnnealingLR(opt, T_max=n),
+    "restarts": lambda opt, n: lr_scheduler.CosineAnnealingWarmRestarts(opt, T_0=-(-n // 7), T_mult=2),
+    "cyclic": lambda opt, n: lr_scheduler.CyclicLR(
+        opt, 0.1 * opt.defaults["lr"], opt.defaults["lr"], step_size_up=n / 4, cycle_momentum=False
+    ),
+    "onecycle": lambda opt, n: lr_scheduler.OneCycleLR(opt, opt.defaults["lr"], total_steps=n, cycle_momentum=False),
+    "plateau": lambda opt, _: lr_scheduler.ReduceLROnPlateau(opt, factor=0.3, patience=1),
+    "warmup": lambda opt, n: lr_scheduler.WarmupLR(lr_scheduler.CosineAnnealingLR(opt, n - n // 10), n // 10),
+    "noam": lambda opt, n: lr_scheduler.InverseSquareRootLR(opt, warmup_steps=-(-n // 10)),
+    "wsd": lambda opt, n: lr_scheduler.WarmupStableDecayLR(opt, n // 10, n - n // 10 - -(-n // 5), -(-n // 5)),
+}
+"""Schedules by their names on the command line, for `n` steps.
+
+"plateau" steps once an epoch, the others every batch.
+"""
 
 TOLERANCE = 0.1
 """Largest relative difference of the backends' final training losses that counts as agreement.
@@ -155,6 +177,13 @@ class Training:
     """On the validation set, after the last epoch."""
     step_us: float
     """Median time of ``opt.step(grads)`` in microseconds."""
+    kept: int = -1
+    """Where in `losses` that of the parameters is with which it ended; early stopping brings the best ones back."""
+
+    @property
+    def loss(self) -> float:
+        """On the training set, of the parameters with which it ended."""
+        return self.losses[self.kept]
 
 
 def train(
@@ -165,10 +194,13 @@ def train(
     epochs: int,
     seed: int,
     state_dtype: Literal["float32", "bfloat16", "8bit"] = "float32",
+    schedule: str | None = None,
+    patience: int | None = None,
 ) -> Training:
     """Train the network with one optimizer. The seed fixes initial weights and batches for all of them.
 
-    An optimizer that averages the parameters is judged by its averages.
+    An optimizer that averages the parameters is judged by its averages. With a `patience` the best epoch by the loss on
+    the validation set is kept, and training ends after so many epochs without a better one.
     """
     params = initial_parameters(seed)
     grads = params.zeros_like()
@@ -179,6 +211,8 @@ def train(
     averages = next((state for state, kind in spec.kinds.items() if kind == "weights"), None)
     judged: Mapping[str, np.ndarray] = params
     nanoseconds = []
+    scheduler = None if schedule is None else SCHEDULES[schedule](opt, epochs * (n // BATCH))
+    stopping = None if patience is None else fastopt.EarlyStopping(patience)
     for _ in range(epochs):
         for batch in np.array_split(rng.permutation(n), n // BATCH):
             labels = training.labels[batch]
@@ -186,10 +220,21 @@ def train(
             start = time.perf_counter_ns()
             opt.step(grads)
             nanoseconds.append(time.perf_counter_ns() - start)
+            if scheduler is not None and not isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+                scheduler.step()
         if averages is not None:
             judged = {name: state[averages] for name, state in opt.state_float32.items()}
         losses.append(evaluate(judged, training)[0])
-    return Training(losses, evaluate(judged, validation)[1], statistics.median(nanoseconds) / 1e3)
+        watched = evaluate(judged, validation)[0]
+        if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+            scheduler.step(watched)
+        if stopping is not None and stopping.step(watched, judged):
+            break
+    kept = epochs
+    if stopping is not None:
+        stopping.restore(judged)
+        kept = 1 + (stopping.best_step or 0)
+    return Training(losses, evaluate(judged, validation)[1], statistics.median(nanoseconds) / 1e3, kept)
 
 
 class Comparison(NamedTuple):
@@ -201,8 +246,9 @@ class Comparison(NamedTuple):
 
     @property
     def difference(self) -> float:
-        """Relative difference of the final training losses."""
-        a, b = self.reference.losses[-1], self.cpu.losses[-1]
+        """Relative difference of the training losses after the last epoch that both came to."""
+        last = min(len(self.reference.losses), len(self.cpu.losses)) - 1
+        a, b = self.reference.losses[last], self.cpu.losses[last]
         return 0.0 if a == b else abs(a - b) / max(a, b)
 
     @property
@@ -211,7 +257,9 @@ class Comparison(NamedTuple):
         return self.difference <= TOLERANCE
 
 
-def compare(names: Sequence[str], epochs: int, seed: int) -> list[Comparison]:
+def compare(
+    names: Sequence[str], epochs: int, seed: int, schedule: str | None = None, patience: int | None = None
+) -> list[Comparison]:
     """Train with every optimizer in `names` and both backends, under a progress bar."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -223,7 +271,9 @@ def compare(names: Sequence[str], epochs: int, seed: int) -> list[Comparison]:
             trainings = {}
             for backend in BACKENDS:
                 bar.set_description(f"{spec.name}, {backend}")
-                trainings[backend] = train(spec, backend, training, validation, epochs, seed)
+                trainings[backend] = train(
+                    spec, backend, training, validation, epochs, seed, schedule=schedule, patience=patience
+                )
                 bar.update()
             comparisons.append(Comparison(spec.name, **trainings))
     return comparisons
@@ -237,7 +287,7 @@ def table(comparisons: Sequence[Comparison]) -> str:
     rows = [("optimizer", "loss", "reference", "apart", "accuracy", "us", "reference", "ratio")]
     for comparison in comparisons:
         cpu, reference = comparison.cpu, comparison.reference
-        losses = (f"{cpu.losses[-1]:.6f}", f"{reference.losses[-1]:.6f}", f"{comparison.difference:.1e}")
+        losses = (f"{cpu.loss:.6f}", f"{reference.loss:.6f}", f"{comparison.difference:.1e}")
         times = (f"{cpu.step_us:.1f}", f"{reference.step_us:.1f}", f"{reference.step_us / cpu.step_us:.1f}")
         rows.append((comparison.name, *losses, f"{cpu.accuracy:.3f}", *times))
     first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -266,7 +316,7 @@ def draw(comparisons: Sequence[Comparison], path: Path) -> None:
             panel.plot(other.cpu.losses, color="0.85", linewidth=0.8)
         panel.plot(own.cpu.losses, color="#0072b2", linewidth=1.8)
         panel.plot(own.reference.losses, "o", color="#d55e00", markersize=3)
-        panel.set_title(f"{own.name}, {own.cpu.losses[-1]:.2g}", fontsize=10)
+        panel.set_title(f"{own.name}, {own.cpu.loss:.2g}", fontsize=10)
         panel.set_yscale("log")
         panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         panel.spines[["top", "right"]].set_visible(False)
@@ -286,7 +336,14 @@ def missing_packages() -> list[str]:
     return [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
 
 
-def run(names: Sequence[str] | None = None, epochs: int = EPOCHS, seed: int = 0, folder: Path = Path()) -> int:
+def run(
+    names: Sequence[str] | None = None,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    folder: Path = Path(),
+    schedule: str | None = None,
+    patience: int | None = None,
+) -> int:
     """Train, print the table, write the picture.
 
     Parameters
@@ -299,6 +356,10 @@ def run(names: Sequence[str] | None = None, epochs: int = EPOCHS, seed: int = 0,
         Of the initial weights and of the batches.
     folder
         Where the picture is written; made if it does not exist.
+    schedule
+        Of the learning rates, a name in `SCHEDULES`; None leaves them constant.
+    patience : int >= 1 or None
+        Epochs without a better loss on the validation set after which a training ends; None for none.
 
     Returns
     -------
@@ -313,9 +374,16 @@ def run(names: Sequence[str] | None = None, epochs: int = EPOCHS, seed: int = 0,
         "the compiled kernels and with the NumPy reference; accuracy: on the validation set; us: median microseconds "
         "of one optimizer step, compiled and reference."
     )
+    if schedule is not None:
+        words += f" The learning rates follow the schedule {schedule!r}."
+    if patience is not None:
+        words += f" Trainings end after {patience} epochs without a better validation loss and keep the best epoch."
     print(textwrap.fill(words, 79) + "\n")
-    comparisons = compare(list(names or registry), epochs, seed)
+    comparisons = compare(list(names or registry), epochs, seed, schedule, patience)
     print(table(comparisons))
+    if patience is not None:
+        ends = (f"{name} {cpu.kept} of {len(cpu.losses) - 1}" for name, _, cpu in comparisons)
+        print("\n" + textwrap.fill(f"Epochs kept, of those trained: {', '.join(ends)}", 79))
     path = folder / CURVES
     draw(comparisons, path)
     print(f"\nLoss curves: {path}")

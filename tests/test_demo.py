@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fastopt import demo
+from fastopt.__main__ import main
 from fastopt._rule import registry
 
 
@@ -217,3 +218,62 @@ def test_every_optimizer_learns_with_both_backends(name):
     for backend in demo.BACKENDS:
         result = demo.train(registry[name], backend, training, validation, demo.EPOCHS, seed=0)
         assert result.accuracy > 0.9, (backend, result)
+
+
+@pytest.mark.parametrize("schedule", demo.SCHEDULES)
+def test_every_schedule_of_the_demo_learns_and_changes_the_learning_rate(schedule):
+    import_packages()
+    digits = demo.load_digits()
+    scheduled, constant = (demo.train(registry["sgd"], "cpu", *digits, 6, 0, schedule=s) for s in (schedule, None))
+    assert scheduled.accuracy > 0.9
+    if schedule != "plateau":  # which has no reason to in the first epochs
+        assert scheduled.losses[1:] != constant.losses[1:]
+
+
+@pytest.mark.parametrize("schedule", demo.SCHEDULES)
+@pytest.mark.parametrize("batches", [1, 2, 5, 44])
+def test_schedules_fit_any_number_of_batches(schedule, batches):
+    opt = registry["adam"].cls(np.zeros(3, np.float32))
+    scheduler = demo.SCHEDULES[schedule](opt, batches)
+    for _ in range(batches):
+        assert 0 <= opt.param_groups[0]["lr"] <= opt.defaults["lr"]
+        scheduler.step(*([1.0] if schedule == "plateau" else []))
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "sgd"])
+def test_early_stopping_leaves_the_parameters_of_the_best_epoch(name):
+    import_packages()
+    digits = demo.load_digits()
+    stopped = demo.train(registry[name], "cpu", *digits, 40, seed=0, patience=2)
+    assert stopped.kept == len(stopped.losses) - 1 - 2 < 38
+    straight = demo.train(registry[name], "cpu", *digits, stopped.kept, seed=0)
+    assert straight.losses == stopped.losses[: stopped.kept + 1]
+    assert (straight.loss, straight.accuracy) == (stopped.loss, stopped.accuracy)
+
+
+def test_backends_are_compared_in_the_last_epoch_that_both_came_to():
+    long, short = demo.Training([2.0, 1.0, 0.5], 0.5, 1.0, 1), demo.Training([2.0, 0.8], 0.5, 1.0, 1)
+    assert demo.Comparison("Adam", long, short).difference == pytest.approx(0.2, rel=1e-14)
+
+
+def test_the_command_line_takes_a_schedule_and_a_patience(tmp_path):
+    import_packages()
+    command = ["demo", "--epochs", "3", "--optimizers", "adam", "--schedule", "OneCycle", "--early-stopping", "2"]
+    process = subprocess.run(
+        [sys.executable, "-m", "fastopt", *command, "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    words = " ".join(process.stdout.split())
+    assert "follow the schedule 'onecycle'" in words
+    assert "Epochs kept, of those trained: Adam 3 of 3" in words
+    assert [line for line in process.stdout.splitlines() if len(line) > 80 and str(tmp_path) not in line] == []
+
+
+@pytest.mark.parametrize("arguments", [["--schedule", "sawtooth"], ["--early-stopping", "0"]])
+def test_the_command_line_refuses_what_there_is_not(arguments, capsys):
+    with pytest.raises(SystemExit):
+        main(["demo", *arguments])
+    assert f"argument {arguments[0]}" in capsys.readouterr().err
