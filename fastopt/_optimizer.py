@@ -253,6 +253,8 @@ class Optimizer(metaclass=_Listing):
         self._read: list[tuple[Any, tuple[str, ...]] | None] = []
         """Of each group the parameters and states that were last found to fit."""
         self._by_update = params is None
+        self._given: dict[str, Any] | None = None
+        """The dict of the parameters, until the first step: later it could only be watched at a cost."""
         self._n_threads: int | None = None
         self.n_threads = options["n_threads"]
         if params is None:
@@ -266,6 +268,7 @@ class Optimizer(metaclass=_Listing):
         elif isinstance(params, Mapping):
             self._structure, self._names = "mapping", ()
             self._grow([{"params": params}])
+            self._given = params if type(params) is dict else None
         elif isinstance(params, list):
             is_grouped = bool(params) and all(isinstance(item, dict) for item in params)
             groups: list[Any] = params if is_grouped else [{"params": params}]
@@ -538,6 +541,7 @@ class Optimizer(metaclass=_Listing):
             odd = sorted(map(repr, arrays.keys() ^ grads.keys()))
             raise ValueError(f"{self._name}: params and grads must have the same names, {_buffers.few(odd)} differ")
         chosen = self._step_options(**options)
+        self._given = None
         known = self._by_name
         moved = {name: array for name, array in arrays.items() if name in known and known[name].array is not array}
         new = {name: array for name, array in arrays.items() if name not in known}
@@ -921,6 +925,14 @@ class Optimizer(metaclass=_Listing):
             raise ValueError(
                 f"{self._name}: no parameters yet; pass params to the constructor or call update(params, grads)"
             )
+        given = self._given or {}
+        for key, tensor in self._by_name.items():
+            if given.get(key, tensor.array) is not tensor.array:
+                raise ValueError(
+                    f"{self._name}: params[{key!r}] is another array than the one that {self._name} was made with, and "
+                    f"would not be updated; write into that one, params[{key!r}][...] = values, or use update()"
+                )
+        self._given = None
         self._check_grouping()
         self._arrays.check_parameters(self, [tensor.array for tensor in self._tensors], self._tensors)
         members: list[list[Any]] = [[] for _ in self._groups]

@@ -165,3 +165,55 @@ def test_a_missing_state_comes_with_what_makes_it():
         fastopt.functional.adam(ones(3), ones(3), ones(3), None)
     with pytest.raises(TypeError, match=r"rprop: state 'step_size' .* np.full_like\(p, 0.5\)"):
         fastopt.functional.rprop(ones(3), ones(3), ones(3), None, lr=0.5)
+
+
+# --- Names that are bound to other arrays
+
+
+def test_a_dict_that_got_another_array_before_the_first_step_is_refused():
+    params = {"w": ones(3), "b": ones(1)}
+    optimizer = fastopt.SGD(params, lr=1.0)
+    old, params["w"] = params["w"], np.zeros(3, F32)
+    with pytest.raises(ValueError, match=r"SGD: params\['w'\] is another array than .* params\['w'\]\[...\] = values"):
+        optimizer.step({"w": ones(3), "b": ones(1)})
+    assert old.tolist() == [1, 1, 1]
+    params["w"] = old
+    optimizer.step({"w": ones(3), "b": ones(1)})
+    assert old.tolist() == [0, 0, 0]
+
+
+def test_update_follows_a_name_to_another_array():
+    params = {"w": ones(3)}
+    optimizer = fastopt.SGD(params, lr=1.0)
+    params["w"] = ones(3)
+    optimizer.update(params, {"w": ones(3)})
+    assert params["w"].tolist() == [0, 0, 0]
+
+
+# --- Scalars
+
+
+def test_what_mean_returns_is_a_gradient_of_a_parameter_of_shape_empty():
+    params = {"b": np.zeros((), F32)}
+    optimizer = fastopt.SGD(params, lr=1.0)
+    optimizer.step({"b": np.array([1, 2, 3], F32).mean()})
+    assert params["b"] == -2
+    optimizer.step({"b": np.float16(0.5)}, max_norm=float("inf"))
+    assert params["b"] == -2.5
+
+
+@pytest.mark.parametrize("module", [fastopt.functional, fastopt.reference], ids=lambda module: module.__name__)
+def test_functions_take_a_scalar_gradient_too(module):
+    p = np.zeros((), F32)
+    module.sgd(p, np.array([1, 2, 3], F32).mean(), lr=1.0)
+    assert p == -2
+
+
+def test_a_scalar_cannot_be_zeroed():
+    with pytest.raises(ValueError, match=r"grads\['b'\] must be writable for zero_grads"):
+        fastopt.SGD({"b": np.zeros((), F32)}).step({"b": F32(1)}, zero_grads=True)
+
+
+def test_a_scalar_of_float64_is_refused():
+    with pytest.raises(TypeError, match=r"grads\['b'\] must be float32 .* got float64"):
+        fastopt.SGD({"b": np.zeros((), F32)}).step({"b": np.float64(1)})
