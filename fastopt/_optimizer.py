@@ -137,8 +137,8 @@ class Optimizer(metaclass=_Listing):
         of the result.
     backend : {"auto", "cpu", "cuda", "reference"}, default "auto"
         "cpu" runs the compiled kernels, "reference" the NumPy text, "cuda" the kernels for NVIDIA GPUs, on arrays of
-        Numba, CuPy or PyTorch. "auto" is "cuda" for such arrays, else "cpu", or what the environment variable
-        FASTOPT_BACKEND says.
+        Numba, CuPy or PyTorch (experimental: not yet run on a GPU). "auto" is "cuda" for such arrays, else "cpu", or
+        what the environment variable FASTOPT_BACKEND says.
     ema_decay : float in [0, 1] or None, default None
         Keep an exponential moving average of the parameters, ``ema = ema_decay * ema + (1 - ema_decay) * p``
         after every step, starting from the parameters as they are now: see `ema` and `swap_ema`.

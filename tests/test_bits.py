@@ -68,6 +68,7 @@ def check(config, n, params, gradients, n_threads):
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("isa", cpu.available_isas())
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.bits
 def test_one_tensor_has_the_bits_of_the_rule(config, isa, n_threads, n, use_isa):
     use_isa(isa)
     p, *gradients = inputs(n)
@@ -78,6 +79,7 @@ def test_one_tensor_has_the_bits_of_the_rule(config, isa, n_threads, n, use_isa)
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("isa", cpu.available_isas())
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.bits
 def test_splitting_into_tensors_changes_no_bit(config, isa, n_threads, n, use_isa):
     use_isa(isa)
     p, *gradients = inputs(n)
@@ -87,6 +89,7 @@ def test_splitting_into_tensors_changes_no_bit(config, isa, n_threads, n, use_is
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.bits
 def test_tensors_that_are_neighbours_in_memory_change_no_bit(config, n_threads):
     n = SIZES[-2]
     p, *gradients = inputs(n)
@@ -94,6 +97,7 @@ def test_tensors_that_are_neighbours_in_memory_change_no_bit(config, n_threads):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.bits
 def test_a_flat_buffer_changes_no_bit(config):
     n = SIZES[-2]
     p, *gradients = inputs(n)
@@ -106,6 +110,7 @@ def test_a_flat_buffer_changes_no_bit(config):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.bits
 def test_the_functional_form_has_the_same_bits(config):
     n = SIZES[-2]
     p, *gradients = inputs(n)

@@ -88,6 +88,7 @@ def assert_equals_separate(optimizer, params, separate, step, gradients, info, w
 
 @pytest.mark.parametrize("stages", COMBINATIONS, ids=", ".join)
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.bits
 def test_stages_equal_the_same_steps_done_one_after_another(config, stages):
     options, step, dtype = together(stages)
     n = 2 * TILE + 77
@@ -109,6 +110,7 @@ def test_stages_equal_the_same_steps_done_one_after_another(config, stages):
 @pytest.mark.parametrize("dtype", GRADIENTS.values(), ids=GRADIENTS)
 @pytest.mark.parametrize("cuts", [(), (5, 5, 70, TILE + 33), range(64, 40_000, 64)], ids=["one", "few", "many"])
 @pytest.mark.parametrize("name", ["AdamW", "LAMB", "LARS"])
+@pytest.mark.bits
 def test_instruction_sets_threads_and_splits_change_no_bit_of_the_whole_tail(
     name, cuts, dtype, isa, n_threads, use_isa
 ):
@@ -275,6 +277,7 @@ def test_tensors_may_have_gradients_of_different_types():
 @pytest.mark.parametrize("where", [0, 20_000, -1])
 @pytest.mark.parametrize("dtype", GRADIENTS.values(), ids=GRADIENTS)
 @EACH
+@pytest.mark.bits
 def test_a_nonfinite_gradient_changes_nothing(config, dtype, where, bad):
     n = 40_000
     p = [draw(0, 10), draw(1, n)]

@@ -66,6 +66,7 @@ def gradients(n, n_steps=20):
 @pytest.mark.parametrize("isa", cpu.available_isas())
 @pytest.mark.parametrize("state_dtype", LOW)
 @pytest.mark.parametrize("config", [c for c in CONFIGS if not c.spec.trust], ids=str)
+@pytest.mark.bits
 def test_a_step_has_the_bits_of_decoding_the_rule_and_encoding(config, state_dtype, isa, n, use_isa):
     use_isa(isa)
     p = np.random.default_rng(1).standard_normal(n).astype(np.float32)
@@ -95,6 +96,7 @@ def stepped(config, cuts, state_dtype, isa, n_threads, monkeypatch, neighbours=F
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("state_dtype", LOW)
 @pytest.mark.parametrize("config", DEFAULTS, ids=str)
+@pytest.mark.bits
 def test_threads_and_instruction_sets_change_no_bit(config, state_dtype, n_threads, isa, monkeypatch):
     cuts = [21 * TILE + 17, 21 * TILE + 17 + 5 * BLOCK]
     expected = stepped(config, cuts, state_dtype, "baseline", 1, monkeypatch)
@@ -104,6 +106,7 @@ def test_threads_and_instruction_sets_change_no_bit(config, state_dtype, n_threa
 @pytest.mark.parametrize("neighbours", [False, True])
 @pytest.mark.parametrize("state_dtype", LOW)
 @pytest.mark.parametrize("config", [c for c in DEFAULTS if not c.spec.trust], ids=str)
+@pytest.mark.bits
 def test_splits_change_no_bit(config, state_dtype, neighbours, monkeypatch):
     """In 8 bits at whole blocks, the last array may end anywhere; in bfloat16 at any element."""
     n = 5 * TILE + 33
@@ -632,6 +635,7 @@ def test_the_halves_are_the_number():
 @pytest.mark.parametrize("isa", cpu.available_isas())
 @pytest.mark.parametrize("n", [1, 64, 3 * TILE + 7])
 @pytest.mark.parametrize("config", DEFAULTS, ids=str)
+@pytest.mark.bits
 def test_split_training_is_float32_training_seen_through_its_upper_half(config, n, isa, use_isa):
     use_isa(isa)
     p = np.random.default_rng(0).standard_normal(n).astype(np.float32)

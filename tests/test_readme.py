@@ -7,6 +7,8 @@ import doctest
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 import fastopt
 from fastopt import _codecs, _codegen, _info
 from fastopt._rule import registry
+from fastopt.backends import cpu
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 TABLE = re.compile(r"(<!-- optimizers: .*? -->\n).*(<!-- end of optimizers -->)", re.DOTALL)
@@ -58,7 +61,35 @@ def test_the_examples_run():
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
     assert len(blocks) == 4
-    assert float((namespace["error"] ** 2).mean()) < 1.5
+
+
+def test_the_first_example_learns_and_prints_what_it_says():
+    block = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
+    printed = []
+    exec(compile(block, "README.md", "exec"), {"print": lambda *values: printed.append(values)})
+    (said,) = re.findall(r"# (0 .*)$", block, re.MULTILINE)
+    steps, losses = zip(*((int(step), float(loss)) for step, loss in map(str.split, said.split(", "))), strict=True)
+    assert [step for step, _ in printed] == list(steps)
+    for (_, loss), shown in zip(printed, losses, strict=True):
+        assert loss == pytest.approx(shown, rel=0.05, abs=1e-5)
+
+
+@pytest.mark.skipif(len(cpu.available_isas()) < 3, reason="fewer instruction sets have fewer tests")
+def test_as_many_tests_compare_bits_as_the_readme_says():
+    said = int(
+        re.search(r"More than ([\d,]+) tests compare bits", README.read_text(encoding="utf-8"))[1].replace(",", "")
+    )
+    files = [str(README.parent / "tests" / f"test_{name}.py") for name in ("bits", "fused", "low_precision")]
+    command = [sys.executable, "-m", "pytest", "-m", "bits", "--collect-only", "-p", "no:cacheprovider", *files]
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=README.parent, timeout=300)
+    found = re.search(r"^(\d+)/\d+ tests collected", finished.stdout, re.MULTILINE)
+    assert int(found[1]) > said
+
+
+def test_what_was_not_shown_on_hardware_is_called_experimental_at_the_top():
+    top = README.read_text(encoding="utf-8").partition("\n## ")[0]
+    assert "NVIDIA" not in top or "experimental" in top
+    assert "CUDA" not in (README.parent / "pyproject.toml").read_text(encoding="utf-8").partition("[project.opt")[0]
 
 
 SCHEDULES = [f"lr_scheduler.{name}" for name in ("base", "composed", "cycles", "decay", "plateau", "warmup")]

@@ -353,3 +353,44 @@ def test_a_state_dict_with_tensors_for_hyperparameters_loads():
     ours.load_state_dict(saved)
     assert ours.param_groups[0]["lr"] == 0.25
     assert ours.param_groups[0]["betas"] == (0.5, 0.75)
+
+
+# --- By hand, as the README says
+
+
+def small_model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+
+
+def gradients_of(model):
+    return [None if p.grad is None else p.grad.numpy() for p in model.parameters()]
+
+
+def test_a_model_with_a_frozen_layer_trains_by_hand_as_with_torch():
+    ours, theirs = small_model(), small_model()
+    x = torch.linspace(-1, 1, 64).reshape(16, 4)
+    for model in (ours, theirs):
+        model[0].weight.requires_grad_(False)
+    frozen = ours[0].weight.clone()
+    optimizer = fastopt.AdamW([p.detach().numpy() for p in ours.parameters()], lr=0.01)
+    reference = torch.optim.AdamW(theirs.parameters(), lr=0.01)
+    for _ in range(20):
+        for model in (ours, theirs):
+            model.zero_grad()
+            ((model(x) - x.sum(1, keepdim=True)) ** 2).mean().backward()
+        optimizer.step(gradients_of(ours))
+        reference.step()
+    assert torch.equal(ours[0].weight, frozen)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_by_hand_does_not_raise_torchs_version_counters():
+    model = small_model()
+    model(torch.ones(1, 4)).sum().backward()
+    versions = [p._version for p in model.parameters()]
+    before = model[2].weight.clone()
+    fastopt.SGD([p.detach().numpy() for p in model.parameters()], lr=0.1).step(gradients_of(model))
+    assert not torch.equal(model[2].weight, before)
+    assert [p._version for p in model.parameters()] == versions

@@ -7,14 +7,15 @@ import numpy as np
 
 import fastopt
 
-rng = np.random.default_rng(0)
-x, y = rng.standard_normal((256, 8), np.float32), rng.standard_normal(256, np.float32)
+x = np.random.default_rng(0).standard_normal((256, 8), np.float32)
+y = x @ np.arange(8, dtype=np.float32) + 3
 params = {"w": np.zeros(8, np.float32), "b": np.zeros((), np.float32)}
-opt = fastopt.AdamW(params, lr=1e-2)
-for _ in range(100):
+opt = fastopt.AdamW(params, lr=0.1, weight_decay=0.0)
+for step in range(301):
     error = x @ params["w"] + params["b"] - y
     opt.step({"w": x.T @ error / 256, "b": error.mean()})
-print(float(np.mean(error**2)))
+    if step % 100 == 0:
+        print(step, float(np.mean(error**2)))
 
 opt.param_groups[0]["lr"] = 1e-4
 moment: np.ndarray = opt.state["w"]["exp_avg"]
