@@ -572,3 +572,72 @@ def test_stride_2_recognises_even_shifts_better_than_odd_ones():
 
 def test_a_picture_that_moves_moves_its_maps():
     assert run("classes_and_pictures").found["difference"] == 0
+
+
+# --- When the learning rate is the problem
+
+
+def test_the_loss_stands_still_between_the_walls_while_the_gradient_does_not_vanish():
+    path, norms = run("learning_rate").found["valley"]["constant"]
+    np.testing.assert_allclose(abs(path[-50:, 1]), 10 * 0.25 / 2, rtol=0.03)
+    assert norms.min() > 9.5
+
+
+def test_a_smaller_rate_reaches_the_bottom_of_the_valley():
+    path, norms = run("learning_rate").found["valley"]["StepLR"]
+    assert abs(path[-1, 1]) < 1e-3
+    assert norms[-1] < 0.1
+
+
+def test_adagrad_learns_rare_features_and_rates_for_all_do_not():
+    sparse = run("learning_rate").found["sparse"]
+    rare = {name: found["errors"][-4:].mean() for name, found in sparse.items()}
+    assert 2 * rare["Adagrad"] < rare["SGD"] < rare["SGD, decaying"]
+
+
+def test_a_rare_parameter_moves_only_when_its_feature_is_present_and_first_by_the_full_rate():
+    found = run("learning_rate").found
+    path, present = found["sparse"]["Adagrad"]["path"], found["present"]
+    moved = np.flatnonzero(np.diff(path)) + 1
+    np.testing.assert_array_equal(moved, [step for step in present if step])
+    assert abs(path[present[0]] - path[0]) == pytest.approx(found["sparse"]["Adagrad"]["lr"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["StepLR", "ReduceLROnPlateau"])
+def test_lower_rates_let_the_loss_fall_where_a_constant_one_stands_still(name):
+    histories = run("learning_rate").found["histories"]
+    assert histories["constant"][-10:, 0].mean() > 0.9 * histories["constant"][1:11, 0].mean()
+    assert histories[name][-1, 0] < 0.7 * histories["constant"][-10:, 0].mean()
+    assert histories[name][-1, 3] < 0.2 * histories["constant"][-10:, 3].mean()
+
+
+def test_reduce_lr_on_plateau_lowers_the_rate_when_the_validation_loss_stands_still():
+    rates = run("learning_rate").found["histories"]["ReduceLROnPlateau"][:, 2]
+    falls = rates[1:] / rates[:-1]
+    assert set(np.round(falls, 6)) == {1.0, 0.2}
+    assert rates[5] == 0.2
+
+
+def test_adam_takes_its_longest_steps_first_and_ends_at_those_of_the_formula():
+    noise = run("learning_rate").found["noise"]
+    assert noise["Adam"][0] == max(noise["Adam"]) == pytest.approx(1, rel=1e-3)
+    assert noise["Adam"][-500:].mean() == pytest.approx((0.1 / 1.9) ** 0.5, rel=0.02)
+
+
+def test_warm_up_and_radam_take_short_steps_first():
+    noise = run("learning_rate").found["noise"]
+    assert max(noise["Adam, warm-up"][:100].max(), noise["RAdam"][:100].max()) < 0.1
+
+
+def test_the_steps_of_radam_are_those_of_adam_times_the_factor_of_the_paper():
+    noise = run("learning_rate").found["noise"]
+    t = np.arange(10, 2001)
+    most = 2 / (1 - 0.999) - 1
+    rho = most - 2 * t * 0.999**t / (1 - 0.999**t)
+    factor = np.sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
+    np.testing.assert_allclose(noise["RAdam"][9:], factor * noise["Adam"][9:], rtol=1e-3)
+
+
+def test_warm_up_and_radam_forgive_large_rates():
+    ends = run("learning_rate").found["ends"]
+    assert max(ends["Adam, warm-up"][-1], ends["RAdam"][-1]) < 0.6 * ends["Adam"][-1]
