@@ -51,22 +51,24 @@ def get_num_threads() -> int:
 
 
 def _available() -> int:
-    own = _from_environment("FASTOPT_NUM_THREADS")
-    if own is not None:
-        return own
+    own = os.environ.get("FASTOPT_NUM_THREADS", "").strip()
+    if own:
+        threads = _number_of_threads(own)
+        if threads is None:
+            raise ValueError(f"FASTOPT_NUM_THREADS must be a number of threads from 1 to 4096, got {own!r}")
+        return threads
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limits = [cpus, _cgroup_quota(), _from_environment("OMP_NUM_THREADS")]
+    limits = [cpus, _cgroup_quota(), _number_of_threads(os.environ.get("OMP_NUM_THREADS", ""))]
     return max(1, min(limit for limit in limits if limit is not None))
 
 
-def _from_environment(variable: str) -> int | None:
-    """The number in an environment variable; of OpenMP's list "4,2" the first."""
-    text = os.environ.get(variable, "").split(",")[0].strip()
-    if not text:
-        return None
-    if not text.isdigit() or not 1 <= int(text) <= 4096:
-        raise ValueError(f"{variable} must be a number of threads from 1 to 4096, got {os.environ[variable]!r}")
-    return int(text)
+def _number_of_threads(text: str) -> int | None:
+    """The number that an environment variable holds, of OpenMP's list "4,2" the first; None for anything else.
+
+    OpenMP ignores what it cannot read, and so does fastopt in OpenMP's variable.
+    """
+    first = text.split(",")[0].strip()
+    return int(first) if first.isdecimal() and len(first) < 9 and 1 <= int(first) <= 4096 else None
 
 
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int | None:

@@ -93,6 +93,7 @@ cdef extern from "control_word.h":
 cdef extern from "team.h":
     enum: HAVE_OPENMP
     int team_size() noexcept nogil
+    int affordable_team(int) noexcept nogil
 
 cdef extern from "cpu_features.h":
     int x86_64_level() noexcept nogil
@@ -541,7 +542,7 @@ cdef int team_for(Py_ssize_t total, Py_ssize_t n_parts, int n_threads) noexcept 
     """Threads to share out `total` elements in `n_parts` parts over, at most `n_threads`."""
     if total < serial_below or forked:
         return 1
-    return <int>min(<Py_ssize_t>n_threads, n_parts)
+    return affordable_team(<int>min(<Py_ssize_t>n_threads, n_parts))
 
 
 cdef void run(
