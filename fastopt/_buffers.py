@@ -145,34 +145,28 @@ def scale_arrays(lengths: Sequence[int]) -> list[Any]:
 # --- The memory of an optimizer ---------------------------------------------------------------------------
 
 
-def kept_arrays(tensors: Sequence[Any]) -> Iterator[tuple[Any, str, Any]]:
-    """Every array that is kept beside the parameters: (array, what it is, tensor), those of one kind in a row."""
-    beside = (
-        ("ema", "the average"),
-        ("copy", "the copy"),
-        ("low", "the lower half"),
-        ("update", "the workspace"),
-        ("step", "the step count"),
-        ("running", "the running scalars"),
-    )
-    for name, what in beside:
-        for tensor in tensors:
-            array = getattr(tensor, name)
-            if array is not None:
-                yield array, what, tensor
-    for attribute, what in (("states", "state"), ("scales", "scales of state")):
-        names = dict.fromkeys(name for tensor in tensors for name in getattr(tensor, attribute))
-        for name in names:
-            for tensor in tensors:
-                array = getattr(tensor, attribute).get(name)
-                if array is not None:
-                    yield array, f"{what} {name!r}", tensor
+_KEPT = {
+    "ema": "the average",
+    "copy": "the copy",
+    "low": "the lower half",
+    "update": "the workspace",
+    "step": "the step count",
+    "running": "the running scalars",
+    "states": "state",
+    "scales": "scales of state",
+}
+"""What error messages call the arrays beside a parameter, by the attribute of its tensor that has them."""
 
 
 def written_arrays(optimizer: Optimizer, without: Container[Any] = ()) -> list[tuple[Any, str]]:
     """Everything that a step writes, with labels; not the parameters under the keys in `without`."""
-    parameters = [(tensor.array, tensor.label) for tensor in optimizer._tensors if tensor.key not in without]
-    return parameters + [(array, f"{what} of {t.label}") for array, what, t in kept_arrays(optimizer._tensors)]
+    tensors = optimizer._tensors
+    written = [(tensor.array, tensor.label) for tensor in tensors if tensor.key not in without]
+    for attribute, name, column in backends.engine().kept_beside(tensors, tuple(optimizer.spec.states)):
+        what = _KEPT[attribute] if name is None else f"{_KEPT[attribute]} {name!r}"
+        kept = zip(tensors, column, strict=True)
+        written += [(array, f"{what} of {tensor.label}") for tensor, array in kept if array is not None]
+    return written
 
 
 def refuse_overlap(optimizer: Optimizer, labelled: Sequence[tuple[Any, str]]) -> None:

@@ -936,8 +936,11 @@ class Optimizer(metaclass=_Listing):
         self._check_grouping()
         self._arrays.check_parameters(self, [tensor.array for tensor in self._tensors], self._tensors)
         members: list[list[Any]] = [[] for _ in self._groups]
-        for tensor in self._tensors:
-            members[tensor.group].append(tensor)
+        if len(members) == 1:
+            members[0] += self._tensors
+        else:
+            for tensor in self._tensors:
+                members[tensor.group].append(tensor)
         self._members = members
         self._read = [None] * len(members)
         self._plan = self._backend.make_plan(self)
@@ -1052,16 +1055,10 @@ class Optimizer(metaclass=_Listing):
         steps = engine.carve_scalars(np.zeros(len(arrays), np.int64))
         carried = np.array(list(self.spec.running.values()), np.float64)
         running = [carried] * len(arrays) if not carried.size else list(np.tile(carried, (len(arrays), 1)))
-        made = []
-        for array, key, step, scalars in zip(arrays, keys, steps, running, strict=True):
-            tensor = engine.Tensor(array, key, group, index, step, scalars, self._arrays.shape_of(array))
-            index += tensor.size
-            made.append(tensor)
+        shapes = list(map(self._arrays.shape_of, arrays))
+        made: list[Any] = engine.make_tensors(arrays, keys, group, index, steps, running, shapes)
         for name in self.spec.states_for(self.spec.flags(values)):
-            for tensor, (state, scales) in zip(made, self._made_states(made, name, values), strict=True):
-                tensor.states[name] = state
-                if scales is not None:
-                    tensor.scales[name] = scales
+            engine.give(made, name, *self._made_states(made, name, values))
         if self._master is not None:
             for tensor, low in zip(made, self._arrays.state_arrays(arrays, np.uint16), strict=True):
                 tensor.low = low
@@ -1080,8 +1077,11 @@ class Optimizer(metaclass=_Listing):
 
     def _made_states(
         self, tensors: Sequence[Any], name: str, values: Mapping[str, Any] | None
-    ) -> list[tuple[Any, Any | None]]:
-        """For each tensor an array for the state `name` and its scales, with its first value; 0 without `values`."""
+    ) -> tuple[list[Any], list[Any]]:
+        """For each tensor an array for the state `name`, with its first value or 0 without `values`; and their scales.
+
+        The second list is empty where the state has no scales.
+        """
         initial = 0.0 if values is None else self.spec.initial(name, values)
         codec = self._codec(name)
         dtype = self._arrays.bfloat16() if isinstance(codec, _codecs.Bfloat16) else codec.dtype
@@ -1092,11 +1092,11 @@ class Optimizer(metaclass=_Listing):
             for array in arrays:
                 self._arrays.fill(array, code[0])
         if not codec.has_scales:
-            return [(array, None) for array in arrays]
+            return arrays, []
         scales = self._arrays.scale_arrays([codec.n_scales(tensor.size) for tensor in tensors])
         for array in scales:
             self._arrays.fill(array, scale[0])
-        return list(zip(arrays, scales, strict=True))
+        return arrays, scales
 
     def _note_growth(self, changes: Any, added: list[Any], ranges: Any) -> None:
         """Note that the optimizer has these tensors, too; `ranges` are those of what it had."""
@@ -1109,9 +1109,11 @@ class Optimizer(metaclass=_Listing):
                 changes.item(self._by_name, tensor.key, tensor)
         self._note_no_plan(changes)
 
-    def _kept_ranges(self, tensors: Sequence[Any]) -> Any:
+    def _kept_ranges(self, tensors: list[Any]) -> Any:
         """The memory of what is kept beside parameters."""
-        return self._arrays.ranges([array for array, _, _ in _buffers.kept_arrays(tensors)], _buffers.ALIGNMENT)
+        columns = backends.engine().kept_beside(tensors, tuple(self.spec.states))
+        arrays = itertools.chain.from_iterable(column for _, _, column in columns)
+        return self._arrays.ranges(list(arrays), _buffers.ALIGNMENT)
 
     def _note_no_plan(self, changes: Any) -> None:
         """Note that the next step makes a new plan."""
@@ -1155,10 +1157,13 @@ class Optimizer(metaclass=_Listing):
         changes.attribute(self, "_awaited", awaited)
         for name, array in moved.items():
             changes.attribute(self._by_name[name], "array", array)
-        members: list[list[Array]] = [[] for _ in self._groups]
-        for tensor in [*self._tensors, *added]:
-            members[tensor.group].append(moved.get(tensor.key, tensor.array))
-        for group, arrays in zip(self._groups, members, strict=True):
+        shown: list[list[Array]] = [list(group["params"]) for group in self._groups]
+        if moved:
+            shown = [[] for _ in self._groups]
+            for tensor in self._tensors:
+                shown[tensor.group].append(moved.get(tensor.key, tensor.array))
+        shown[0] += [tensor.array for tensor in added]
+        for group, arrays in zip(self._groups, shown, strict=True):
             changes.item(group, "params", tuple(arrays))
         self._note_growth(changes, added, ranges.plus(self._arrays.ranges(list(moved.values()))))
 
@@ -1179,16 +1184,15 @@ class Optimizer(metaclass=_Listing):
         needed = self.spec.states_for(self.spec.flags(values))
         params, read = group["params"], self._read[k]
         if read is None or read[0] is not params or read[1] != needed:
-            members = self._members[k]
-            if not backends.engine().same_items(params, [tensor.array for tensor in members]):
+            engine, members = backends.engine(), self._members[k]
+            if not engine.holds(params, members):
                 raise ValueError(f"{self._name}: param_groups[{k}]['params'] is fixed; see add_param_group and update")
-            for tensor in members:
-                lacking = [name for name in needed if name not in tensor.states]
-                if lacking:
-                    raise ValueError(
-                        f"{self._name}: param_groups[{k}] now needs the state {lacking[0]!r}, which {tensor.label} "
-                        "does not have: hyperparameters that add state are set at construction"
-                    )
+            lacking = engine.first_lacking(members, needed)
+            if lacking is not None:
+                raise ValueError(
+                    f"{self._name}: param_groups[{k}] now needs the state {lacking[1]!r}, which {lacking[0].label} "
+                    "does not have: hyperparameters that add state are set at construction"
+                )
             group["params"] = tuple(params)  # a list could change later
             self._read[k] = (group["params"], needed)
         group.update(values)

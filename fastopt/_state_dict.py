@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     seed = optimizer._check_seed(state_dict.get("seed", optimizer.seed))
 
     hypers = [_hypers(optimizer, k, saved, ours) for k, saved in enumerate(saved_groups)]
-    matched: list[tuple[Any, Loaded]] = []
+    matched: list[tuple[Any, Any]] = []
     awaited: dict[str, Loaded] = {}
     members: list[list[Any]] = [[] for _ in groups]
     for tensor in optimizer._tensors:
@@ -53,6 +54,15 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     offsets = state_dict.get("offsets", {})
     if not isinstance(offsets, Mapping):
         raise TypeError(f"{name}: offsets of the state_dict must be a dict, got {_buffers.describe(offsets)}")
+
+    def read(key: Any, may_lack: bool) -> Loaded:
+        return Loaded(
+            _entry(optimizer, state_dict, key),
+            _kept(optimizer, state_dict, "ema", key, "average", may_lack),
+            _kept(optimizer, state_dict, "master_low", key, "lower half", may_lack),
+            _offset(optimizer, offsets, key),
+        )
+
     for k, saved in enumerate(saved_groups):
         keys, names = list(saved["params"]), saved.get("param_names")
         if names is not None and (len(names) != len(keys) or not all(isinstance(n, str) for n in names)):
@@ -70,27 +80,28 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         else:
             pairs = [(tensor, "", key) for tensor, key in zip(members[k], keys, strict=True)]
         for tensor, parameter_name, key in pairs:
-            may_lack = tensor is None
-            loaded = Loaded(
-                _entry(optimizer, state_dict, key),
-                _kept(optimizer, state_dict, "ema", key, "average", may_lack),
-                _kept(optimizer, state_dict, "master_low", key, "lower half", may_lack),
-                _offset(optimizer, offsets, key),
-            )
-            if tensor is None:
-                entry = as_kept(optimizer, loaded.entry, state_dtype, None, f"parameter {parameter_name!r}")
-                awaited[parameter_name] = _own(loaded._replace(entry=entry))
+            if tensor is not None:
+                matched.append((tensor, key))
                 continue
-            entry = check_entry(optimizer, loaded.entry, tensor.shape, hypers[k], tensor.label, state_dtype)
-            check_beside(optimizer, loaded, tensor.shape, tensor.label)
-            matched.append((tensor, loaded._replace(entry=entry)))
+            waiting = read(key, may_lack=True)
+            entry = as_kept(optimizer, waiting.entry, state_dtype, None, f"parameter {parameter_name!r}")
+            awaited[parameter_name] = _own(waiting._replace(entry=entry))
 
     changes = backends.engine().Changes()
+    if ours and state_dtype == optimizer.state_dtype:
+        matched = _note_plain(optimizer, changes, matched, state_dict, hypers, offsets)
+    checked: list[tuple[Any, Loaded]] = []
+    for tensor, key in matched:
+        loaded = read(key, may_lack=False)
+        values = hypers[tensor.group]
+        entry = check_entry(optimizer, loaded.entry, tensor.shape, values, tensor.label, state_dtype)
+        check_beside(optimizer, loaded, tensor.shape, tensor.label)
+        checked.append((tensor, loaded._replace(entry=entry)))
     for group, values in zip(groups, hypers, strict=True):
         for key, value in values.items():
             changes.item(group, key, value)
     made: list[Any] = []
-    for tensor, loaded in _apart(optimizer, matched):
+    for tensor, loaded in _apart(optimizer, checked):
         made += _note(optimizer, changes, tensor, loaded, hypers[tensor.group])
     changes.attribute(optimizer, "_ranges", optimizer._ranges.plus(optimizer._arrays.ranges(made)))
     changes.attribute(optimizer, "_seed", seed)
@@ -99,27 +110,92 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     changes.publish()
 
 
+def _note_plain(
+    optimizer: Optimizer,
+    changes: Any,
+    matched: list[tuple[Any, Any]],
+    state_dict: Mapping[str, Any],
+    hypers: list[dict[str, Any]],
+    offsets: Mapping[Any, Any],
+) -> list[tuple[Any, Any]]:
+    """Note the states that are just as the optimizer keeps them, all at once; return the other (tensor, key) pairs.
+
+    What there is to convert, to complete or to explain takes the long way, one tensor after the other.
+    """
+    spec, states, engine = optimizer.spec, state_dict["state"], backends.engine()
+    has_more = optimizer.ema_decay is not None or optimizer.copy_dtype is not None or optimizer.master is not None
+    if has_more or optimizer.backend == "cuda" or optimizer.state_dtype == "8bit" or type(states) is not dict:
+        return matched
+    needed = [spec.states_for(spec.flags(values)) for values in hypers]
+    expected = [{"step", *spec.running, *names} for names in needed]
+
+    def is_plain(tensor: Any, key: Any) -> bool:
+        entry, offset = states.get(key), offsets.get(key)
+        return (
+            type(entry) is dict
+            and entry.keys() == expected[tensor.group]
+            and tuple(tensor.states) == needed[tensor.group]
+            and type(entry["step"]) is int
+            and 0 <= entry["step"] < 2**53
+            and all(type(entry[name]) is float and math.isfinite(entry[name]) for name in spec.running)
+            and type(offset) is int
+            and 0 <= offset < 2**62
+        )
+
+    plain = [pair for pair in matched if is_plain(*pair)]
+    own = optimizer._kept_ranges(optimizer._tensors)
+    odd: set[int] = set()
+    columns = []
+    for name in dict.fromkeys(itertools.chain.from_iterable(needed)):
+        positions = [k for k, (tensor, _) in enumerate(plain) if name in tensor.states]
+        targets = [plain[k][0].states[name] for k in positions]
+        sources = [states[plain[k][1]][name] for k in positions]
+        number = optimizer._codec(name).dtype.num
+        found = engine.unusual(sources, number, [plain[k][0] for k in positions], False)
+        odd.update(positions[k] for k in found or own.overlapping(sources))
+        columns.append((positions, targets, sources))
+    if odd:
+        return matched
+    for _, targets, sources in columns:
+        changes.copy_all(targets, sources)
+    entries = [states[key] for _, key in plain]
+    steps = np.array([entry["step"] for entry in entries], np.int64)
+    changes.copy_all([tensor.step for tensor, _ in plain], engine.carve_scalars(steps))
+    if spec.running:
+        running = np.array([[entry[name] for name in spec.running] for entry in entries], np.float64)
+        changes.copy_all([tensor.running for tensor, _ in plain], list(running))
+    for tensor, key in plain:
+        if tensor.index != offsets[key]:
+            changes.attribute(tensor, "index", offsets[key])
+    if len(plain) == len(matched):
+        return []
+    noted = {id(tensor) for tensor, _ in plain}
+    return [pair for pair in matched if id(pair[0]) not in noted]
+
+
 def _own(loaded: Loaded) -> Loaded:
     """The same with arrays that nobody else has."""
 
     def own(value: Any) -> Any:
-        return value.copy() if isinstance(value, np.ndarray) else value
+        return value.copy() if _buffers.is_array(value) else value
 
     entry, average, low, offset = loaded
     return Loaded({key: own(value) for key, value in entry.items()}, own(average), own(low), offset)
 
 
-def _apart(optimizer: Optimizer, matched: list[tuple[Any, Loaded]]) -> list[tuple[Any, Loaded]]:
-    """`matched` with copies of the arrays that are the optimizer's own, which filling would overwrite."""
+def _apart(optimizer: Optimizer, checked: list[tuple[Any, Loaded]]) -> list[tuple[Any, Loaded]]:
+    """The same with copies of the arrays that are the optimizer's own, which loading would overwrite."""
+    if not checked:
+        return []
     kept = [a for t in optimizer._tensors for a in (*t.states.values(), *t.scales.values(), t.ema, t.low)]
-    own = backends.engine().Ranges([array for array in kept if isinstance(array, np.ndarray)])
+    own = backends.engine().Ranges([array for array in kept if _buffers.is_array(array)])
 
     def apart(value: Any) -> Any:
-        return value.copy() if isinstance(value, np.ndarray) and own.overlaps(value) else value
+        return value.copy() if _buffers.is_array(value) and own.overlapping([value]) else value
 
     return [
         (tensor, Loaded({key: apart(value) for key, value in entry.items()}, apart(average), apart(low), offset))
-        for tensor, (entry, average, low, offset) in matched
+        for tensor, (entry, average, low, offset) in checked
     ]
 
 
@@ -299,11 +375,10 @@ def _note(optimizer: Optimizer, changes: Any, tensor: Any, loaded: Loaded, value
     made = []
     for name in spec.states:
         if name not in states and (name in needed or name in entry):
-            ((states[name], scale),) = optimizer._made_states([tensor], name, None)
-            made.append(states[name])
-            if scale is not None:
-                scales[name] = scale
-                made.append(scale)
+            (states[name],), new_scales = optimizer._made_states([tensor], name, None)
+            made += [states[name], *new_scales]
+            if new_scales:
+                (scales[name],) = new_scales
     for name, array in states.items():
         codec = optimizer._codec(name)
         if name in entry:

@@ -188,6 +188,7 @@ cdef class Ranges:
     Parameters
     ----------
     arrays
+        Arrays, and None, which counts for nothing.
     gap : int
         Arrays that follow each other in this list and in memory become one range, with so many bytes between them at
         most where they are of one allocation. -1 keeps every array apart.
@@ -207,7 +208,7 @@ cdef class Ranges:
             raise MemoryError
         for i in range(len(arrays)):
             array = arrays[i]
-            if not cnp.PyArray_SIZE(array):
+            if array is None or not cnp.PyArray_SIZE(array):
                 continue
             first = <uintptr_t>cnp.PyArray_DATA(array)
             if gap >= 0 and last != NULL and (
@@ -254,10 +255,17 @@ cdef class Ranges:
                 return tuple(sorted((self.ranges[k - 1].owner, self.ranges[k].owner)))
         return None
 
-    def overlaps(self, cnp.ndarray array):
-        """Whether `array` overlaps one of the ranges, which must not overlap each other."""
-        first = <uintptr_t>cnp.PyArray_DATA(array)
-        return self.find(first, first + <uintptr_t>cnp.PyArray_NBYTES(array)) >= 0
+    def overlapping(self, list arrays):
+        """Positions of the arrays that overlap one of the ranges, which must not overlap each other."""
+        cdef Py_ssize_t k
+        cdef cnp.ndarray array
+        cdef list found = []
+        for k in range(len(arrays)):
+            array = arrays[k]
+            first = <uintptr_t>cnp.PyArray_DATA(array)
+            if self.find(first, first + <uintptr_t>cnp.PyArray_NBYTES(array)) >= 0:
+                found.append(k)
+        return found
 
     cdef Py_ssize_t find(self, uintptr_t first, uintptr_t end) noexcept nogil:
         """Position of an array that overlaps [first, end), or -1. The ranges must not overlap each other."""

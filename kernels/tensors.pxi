@@ -60,6 +60,27 @@ cdef class Tensor:
         return _buffers.parameter_label(self.key)
 
 
+def make_tensors(list arrays, keys, int group, int64_t index, list steps, list running, list shapes):
+    """A `Tensor` for each array, whose elements are numbered from `index` on."""
+    cdef Py_ssize_t k
+    cdef list made = []
+    cdef Tensor tensor
+    for k in range(len(arrays)):
+        tensor = Tensor(arrays[k], keys[k], group, index, steps[k], running[k], shapes[k])
+        index += tensor.size
+        made.append(tensor)
+    return made
+
+
+def give(list tensors, str name, list states, list scales):
+    """Put an array into the states of each tensor, and its scales, if it has any."""
+    cdef Py_ssize_t k
+    for k in range(len(tensors)):
+        (<Tensor?>tensors[k]).states[name] = states[k]
+        if scales:
+            (<Tensor>tensors[k]).scales[name] = scales[k]
+
+
 def unusual(list arrays, int type_number, tensors, bint writable):
     """Positions of what is not an exact, C-contiguous, aligned, writable array of this NumPy type.
 
@@ -93,15 +114,42 @@ cdef bint is_usual(object value, int type_number, tuple shape, bint writable):
     return True
 
 
-def same_items(sequence, list expected):
-    """Whether a tuple or list holds just these objects in this order."""
+def holds(parameters, list tensors):
+    """Whether a tuple or list holds just the parameters of these tensors, in their order."""
     cdef Py_ssize_t k
-    if not isinstance(sequence, (tuple, list)) or len(sequence) != len(expected):
+    if not isinstance(parameters, (tuple, list)) or len(parameters) != len(tensors):
         return False
-    for k in range(len(expected)):
-        if sequence[k] is not expected[k]:
+    for k in range(len(tensors)):
+        if parameters[k] is not (<Tensor?>tensors[k]).array:
             return False
     return True
+
+
+def first_lacking(list tensors, tuple states):
+    """(tensor, state) of the first tensor that does not have one of these states, or None."""
+    cdef Tensor tensor
+    for tensor in tensors:
+        for name in states:
+            if name not in tensor.states:
+                return tensor, name
+    return None
+
+
+def kept_beside(list tensors, tuple states):
+    """What is kept beside the parameters: [(attribute, state or None, [array or None for each tensor]), ...]."""
+    cdef Tensor tensor
+    cdef list columns = [
+        ("ema", None, [tensor.ema for tensor in tensors]),
+        ("copy", None, [tensor.copy for tensor in tensors]),
+        ("low", None, [tensor.low for tensor in tensors]),
+        ("update", None, [tensor.update for tensor in tensors]),
+        ("step", None, [tensor.step for tensor in tensors]),
+        ("running", None, [tensor.running for tensor in tensors]),
+    ]
+    for name in states:
+        columns.append(("states", name, [tensor.states.get(name) for tensor in tensors]))
+        columns.append(("scales", name, [tensor.scales.get(name) for tensor in tensors]))
+    return columns
 
 
 cdef cnp.ndarray carved(cnp.ndarray flat, Py_ssize_t start, int n_dims, cnp.npy_intp* shape):

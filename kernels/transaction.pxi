@@ -99,7 +99,7 @@ cdef class Changes:
         """Note that `values` are to be appended to the list `target`."""
         self.kinds.append((EXTENSION, target, None, values))
 
-    def copy(self, cnp.ndarray target, cnp.ndarray source):
+    cpdef copy(self, cnp.ndarray target, cnp.ndarray source):
         """Note that `target` gets the bytes of `source`, both C-contiguous and of one size."""
         if not (cnp.PyArray_ISCARRAY(target) and cnp.PyArray_ISCARRAY_RO(source)):
             raise ValueError("arrays must be C-contiguous, and the target writable")
@@ -109,6 +109,14 @@ cdef class Changes:
             )
         self.targets.append(target)
         self.sources.append(source)
+
+    def copy_all(self, list targets, list sources):
+        """`copy` for many arrays."""
+        cdef Py_ssize_t k
+        if len(targets) != len(sources):
+            raise ValueError(f"expected {len(targets)} sources, got {len(sources)}")
+        for k in range(len(targets)):
+            self.copy(targets[k], sources[k])
 
     def call(self, function, *arguments):
         """Note ``function(*arguments)``, which copies to a GPU. Calls come before all writes, in their order.
