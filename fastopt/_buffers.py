@@ -178,6 +178,16 @@ def refuse_overlap(optimizer: Optimizer, labelled: Sequence[tuple[Any, str]]) ->
         raise ValueError(f"{type(optimizer).__name__}: {first} and {second} {same}")
 
 
+class _Accumulated:
+    """In the place of gradients: the sums of those that were accumulated."""
+
+    def __repr__(self) -> str:
+        return "<accumulated>"
+
+
+ACCUMULATED: Any = _Accumulated()
+
+
 # --- Gradients that the engine did not like ---------------------------------------------------------------
 
 
@@ -302,6 +312,19 @@ def refuse_scalars(optimizer: Optimizer, index: int, step: int) -> NoReturn:
     raise ValueError(
         f"{type(optimizer).__name__}: at step {step} of {tensor.label} the hyperparameters {group} give a factor "
         "outside the range of float32"
+    )
+
+
+def refuse_missing_gradients(optimizer: Optimizer) -> NoReturn:
+    """Explain a step without gradients that has nothing to take in their place."""
+    raise RuntimeError(f"{type(optimizer).__name__}: step() needs grads where none were given to accumulate() before")
+
+
+def refuse_pending_gradients(optimizer: Optimizer, what: str) -> NoReturn:
+    """Explain an operation that would lose accumulated gradients, or leave them out."""
+    raise RuntimeError(
+        f"{type(optimizer).__name__}: {what} while gradients are accumulated: step() without grads uses them, "
+        "discard_accumulated() drops them"
     )
 
 

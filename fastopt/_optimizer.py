@@ -408,9 +408,14 @@ class Optimizer(metaclass=_Listing):
         if self._plan is not None:
             self._plan.n_threads = self._n_threads or 0
 
+    @property
+    def n_accumulated(self) -> int:
+        """Calls of `accumulate` whose gradients no step has used yet."""
+        return 0 if self._plan is None else self._plan.n_accumulated
+
     def step(
         self,
-        grads: Gradients,
+        grads: Gradients = _buffers.ACCUMULATED,
         *,
         grad_scale: float = _UNSCALED,
         max_norm: float | None = None,
@@ -427,7 +432,8 @@ class Optimizer(metaclass=_Listing):
             Gradients in the structure of the parameters: one array, a list (for param groups: over all
             groups, in their order), or a dict with the same names. Each is a C-contiguous array of its
             parameter's shape, float32, float16 or bfloat16, or None: that parameter and all that is kept for it
-            stay as they are. Only read, unless `zero_grads`.
+            stay as they are. Only read, unless `zero_grads`. Without gradients the step takes what `accumulate` added
+            up, and clears it.
         grad_scale : float, default 1
             Multiplies every gradient, before anything else looks at it.
         max_norm : float >= 0 or inf, default None
@@ -454,7 +460,8 @@ class Optimizer(metaclass=_Listing):
         TypeError, ValueError
             For gradients, hyperparameters or options that do not fit; nothing was written then.
         RuntimeError
-            While another thread is inside `step`, and inside `swap_ema`.
+            While another thread is inside `step`, and inside `swap_ema`; with gradients while some are accumulated, and
+            without gradients while none are.
         """
         plan = self._plan
         if plan is None:
@@ -471,6 +478,62 @@ class Optimizer(metaclass=_Listing):
             return _APPLIED
         options = self._check_step_options(grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads)
         return self._step_with(plan.step, grads, options, stream)
+
+    def accumulate(self, grads: Gradients, *, stream: Any = None) -> None:
+        """Add gradients of a micro-batch to those of the calls before; the next `step` without gradients uses the sums.
+
+        Every call is one float32 addition for each element, ``sum = sum + float32(grad)``, in the order of the calls
+        and starting from 0 (so -0 becomes 0; subnormal numbers count as zero): the same bits for any threads,
+        instruction set and split, on the CPU and the GPU. The first call allocates the sums, 4 bytes a parameter.
+
+        Parameters
+        ----------
+        grads
+            Gradients as for `step`; only read. A parameter whose entry is None is left out, and one that no call gave a
+            gradient has none in the step.
+        stream
+            On the GPU alone, as for `step`: this call and the step must follow each other there.
+
+        Raises
+        ------
+        TypeError, ValueError, RuntimeError
+            As in `step`, for gradients that do not fit and while another operation is under way; nothing was added.
+
+        Notes
+        -----
+        The step that uses the sums takes every option; ``grad_scale=1 / opt.n_accumulated`` makes them means. It clears
+        them also when `skip_nonfinite` skips it, and keeps them if it raises. While gradients are accumulated, `step`
+        refuses others, and `update`, `add_param_group`, `state_dict`, `load_state_dict` and pickling, which would lose
+        them, are refused; `discard_accumulated` drops them.
+
+        Examples
+        --------
+        >>> import numpy as np, fastopt
+        >>> p = np.zeros(2, np.float32)
+        >>> opt = fastopt.SGD([p], lr=1.0)
+        >>> opt.accumulate([np.array([1, 2], np.float32)])
+        >>> opt.accumulate([np.array([3, 4], np.float16)])
+        >>> opt.step(grad_scale=1 / opt.n_accumulated)
+        StepInfo(applied=True, grad_norm=None)
+        >>> p
+        array([-2., -3.], dtype=float32)
+        """
+        self._guard.run("accumulate()", self._accumulate, grads, stream)
+
+    def _accumulate(self, grads: Gradients, stream: Any) -> None:
+        if self.backend == "cuda":
+            self._planned().accumulate(grads, stream)
+        else:
+            self._refuse_stream(stream)
+            self._planned().accumulate(grads)
+
+    def discard_accumulated(self) -> None:
+        """Drop the gradients that were given to `accumulate` since the last step, and the memory of their sums."""
+        self._guard.run_also_swapped("discard_accumulated()", self._discard)
+
+    def _discard(self) -> None:
+        if self._plan is not None:
+            self._plan.discard()
 
     def prepare_capture(self) -> None:
         """Make what a `step` needs that is captured into a CUDA graph: call it before the capture begins.
@@ -533,6 +596,7 @@ class Optimizer(metaclass=_Listing):
         return self._guard.run("update()", self._update, params, grads, options)
 
     def _update(self, params: Mapping[str, Array], grads: Mapping[str, Array | None], options: StepOptions) -> StepInfo:
+        self._check_nothing_pending("update()")
         for what, value in (("params", params), ("grads", grads)):
             if not isinstance(value, Mapping):
                 raise TypeError(f"{self._name}: {what} must be a dict of arrays, got {_buffers.describe(value)}")
@@ -663,6 +727,7 @@ class Optimizer(metaclass=_Listing):
 
     def _saved(self) -> dict[str, Any]:
         """See `state_dict`."""
+        self._check_nothing_pending("state_dict()")
         self._check_grouping()
         self._settle()
         fetch = self._arrays.fetch
@@ -884,6 +949,10 @@ class Optimizer(metaclass=_Listing):
             Switch().check(self._name, "zero_grads", zero_grads),
         )
 
+    def _refuse_stream(self, stream: Any) -> None:
+        if stream is not None:
+            raise ValueError(f"{self._name}: stream is for arrays on a GPU, these are in host memory")
+
     def _step_options(
         self,
         *,
@@ -901,8 +970,7 @@ class Optimizer(metaclass=_Listing):
         """What became of the plan's `step` with these options."""
         if self.backend == "cuda":
             return step(grads, options, stream) or _APPLIED
-        if stream is not None:
-            raise ValueError(f"{self._name}: stream is for arrays on a GPU, these are in host memory")
+        self._refuse_stream(stream)
         return StepInfo(*step(grads, options))
 
     def _prepare_swap(self) -> list[Any]:
@@ -910,6 +978,11 @@ class Optimizer(metaclass=_Listing):
         self._arrays.check_parameters(self, [tensor.array for tensor in self._tensors], self._tensors)
         self._settle()
         return list(self._tensors)
+
+    def _check_nothing_pending(self, what: str) -> None:
+        """Raise RuntimeError while an operation would lose accumulated gradients."""
+        if self.n_accumulated:
+            _buffers.refuse_pending_gradients(self, what)
 
     def _choose_backend(self, params: Any) -> None:
         """The backend asked for, or with "auto" that of `params`."""
@@ -959,6 +1032,7 @@ class Optimizer(metaclass=_Listing):
         """Check `groups` and everything in them, make what is kept for their parameters, and add it all."""
         from fastopt import _state_dict
 
+        self._check_nothing_pending("add_param_group()")
         self._check_grouping()
         structure = "sequence" if self._structure == "single" and self._tensors else self._structure
         changes = backends.engine().Changes()

@@ -17,6 +17,7 @@ from fastopt._optimizer import _KEPT_FOR_OTHERS, _OF_TORCH, Loaded, Optimizer, s
 def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     """See `Optimizer.load_state_dict`."""
     name = type(optimizer).__name__
+    optimizer._check_nothing_pending("load_state_dict()")
     optimizer._check_grouping()
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"{name}: state_dict must be a dict, got {_buffers.describe(state_dict)}")

@@ -11,6 +11,8 @@ hyperparameters. `Plan.step` goes through five rooms, and writes only in the las
 5. run        segments are cut into tiles and shared out over the threads
 
 An optimizer with a trust ratio (`trust`) takes room 5 in two passes: norms of every tensor, then the update.
+`Plan.accumulate` takes rooms 2 and 5 alone: it adds gradients to float32 sums, which a step without gradients uses
+and zeroes.
 
 A tile stays in the cache while the stages that are on run over it: decode the gradient, clip it, the rule,
 average the weights, copy them in low precision, zero the gradient. A stage that is off costs nothing.
@@ -39,6 +41,8 @@ import numpy
 from fastopt import _buffers
 
 cnp.import_array()
+
+cdef object ACCUMULATED = _buffers.ACCUMULATED
 
 cdef extern from "kernel.h":
     enum: MAX_STATES
@@ -76,6 +80,7 @@ cdef extern from "kernel.h":
         void (*clip)(const float*, float*, Py_ssize_t, float, float, float) noexcept nogil
         void (*apply)(float*, const float*, Py_ssize_t, float) noexcept nogil
         void (*average)(const float*, float*, Py_ssize_t, float, float) noexcept nogil
+        void (*accumulate)(const float*, float*, Py_ssize_t) noexcept nogil
         void (*sum_squares)(const float*, Py_ssize_t, float, Py_ssize_t, double*) noexcept nogil
 
 cdef extern from "prefetch.h":
@@ -119,9 +124,10 @@ cdef enum:
 cdef enum:
     NO_TRUST, TRUST_UPDATE, TRUST_GRADIENT
 
-# What a pass over the tiles does: the whole step; of a step with a trust ratio its norms, or what comes after.
+# What a pass over the tiles does: the whole step; of a step with a trust ratio its norms, or what comes after; or
+# adding gradients to their sums.
 cdef enum:
-    WHOLE, MEASURE, FINISH
+    WHOLE, MEASURE, FINISH, ACCUMULATE
 
 OPENMP = bool(HAVE_OPENMP)
 
@@ -288,7 +294,7 @@ cdef class Ranges:
 # --- Running segments -------------------------------------------------------------------------------------
 
 cdef struct Segment:
-    float* p                     # NULL where parameters are split
+    float* p                     # NULL where parameters are split; the sums where gradients are added up
     uint16_t* high               # the halves of split parameters
     uint16_t* low
     void* states[MAX_STATES + 1]  # those that the kernel uses, and the update if it gives one
@@ -400,6 +406,15 @@ cdef void run_surrounded_tile(
             stages.encode_float16(p, segment.copy + at, n)
     if pipeline.zeroes:
         memset(segment.gradient + at * item_size(segment.storage), 0, n * item_size(segment.storage))
+
+
+cdef void accumulate_tile(
+    const Segment* segment, Py_ssize_t at, Py_ssize_t n, const Pipeline* pipeline
+) noexcept nogil:
+    """Add gradients [at, at + n) to their sums."""
+    cdef float gradient[TILE_ELEMENTS]
+    cdef const float* g = clipped_gradient(segment, at, n, pipeline, False, gradient)
+    pipeline.stages.accumulate(g, segment.p + at, n)
 
 
 cdef void measure_block(const Segment* segment, Py_ssize_t block, const Pipeline* pipeline) noexcept nogil:
@@ -536,6 +551,10 @@ cdef void run_share(
                     segments[k].scales, at, min(<Py_ssize_t>TILE_ELEMENTS, stop - at), segments[k].scalars,
                     &segments[k].context
                 )
+                at += TILE_ELEMENTS
+        elif pipeline.phase == ACCUMULATE:
+            while at < stop:
+                accumulate_tile(&segments[k], at, min(<Py_ssize_t>TILE_ELEMENTS, stop - at), pipeline)
                 at += TILE_ELEMENTS
         else:
             while at < stop:
@@ -699,6 +718,8 @@ cdef struct Planned:
     float* ema
     uint16_t* copy
     float* update
+    float* sums                   # of gradients; NULL before any were accumulated
+    bint has_sums                 # whether a gradient was added to them since the last step
     const void* checked_gradient  # data of the last gradient that was found not to overlap anything written
     int checked_storage
 
@@ -762,6 +783,17 @@ cdef inline bint is_gradient_for(object gradient, const Planned* t, int type_num
     return True
 
 
+cdef inline bint is_as_planned(cnp.ndarray p, const Planned* t):
+    """Whether a parameter is where the plan has it."""
+    # Not the shape's numbers: they lie beside the data, which other threads write.
+    return (
+        cnp.PyArray_ISWRITEABLE(p)
+        and cnp.PyArray_DATA(p) == t.data
+        and cnp.PyArray_TYPE(p) == t.type_number
+        and cnp.PyArray_NDIM(p) == t.n_dims
+    )
+
+
 cdef class Plan:
     """The prebuilt step of one optimizer.
 
@@ -801,6 +833,9 @@ cdef class Plan:
     cdef Segment* segments
     cdef float* scalars
     cdef list held  # the gradients, so that nobody can free them while threads read them
+    cdef list sum_arrays  # of gradients, one for each tensor, or None
+    cdef readonly Py_ssize_t n_accumulated
+    """Calls of `accumulate` whose gradients no step has used."""
     cdef Pipeline pipeline
     cdef Piece* pieces
     cdef double* sums
@@ -1000,6 +1035,14 @@ cdef class Plan:
             self.gather_one(i, <object>PyList_GET_ITEM(self.held, i))
         return 0
 
+    cdef int gather_any(self, object gradients) except -1:
+        """Gather gradients, or the sums of those that were accumulated."""
+        if gradients is ACCUMULATED:
+            return self.gather_sums()
+        if self.n_accumulated:
+            _buffers.refuse_pending_gradients(self.optimizer(), "step(grads)")
+        return self.gather_all(gradients)
+
     cdef int gather_one(self, Py_ssize_t i, object gradient) except -1:
         cdef Planned* t = &self.tensors[i]
         cdef cnp.ndarray p = <cnp.ndarray>PyList_GET_ITEM(self.arrays, i)
@@ -1019,13 +1062,7 @@ cdef class Plan:
                 self.held[i] = gradient
                 if storage == BFLOAT16:
                     self.bfloat16_type = cnp.PyArray_TYPE(<cnp.ndarray>gradient)
-        # Not the shape's numbers: they lie beside the data, which other threads write.
-        if (
-            not cnp.PyArray_ISWRITEABLE(p)
-            or cnp.PyArray_DATA(p) != t.data
-            or cnp.PyArray_TYPE(p) != t.type_number
-            or cnp.PyArray_NDIM(p) != t.n_dims
-        ):
+        if not is_as_planned(p, t):
             _buffers.refuse_changed_parameter(self.optimizer(), i)
         data = cnp.PyArray_DATA(<cnp.ndarray>gradient)
         if data != t.checked_gradient or storage != t.checked_storage:
@@ -1041,6 +1078,27 @@ cdef class Plan:
         self.active[self.n_active].storage = storage
         self.active[self.n_active].array = <PyObject*>gradient
         self.n_active += 1
+        return 0
+
+    cdef int gather_sums(self) except -1:
+        """Take the sums of gradients for gradients."""
+        cdef Py_ssize_t i
+        cdef Planned* t
+        if not self.n_accumulated:
+            _buffers.refuse_missing_gradients(self.optimizer())
+        self.n_active = 0
+        for i in range(self.n_tensors):
+            t = &self.tensors[i]
+            if not t.has_sums:
+                continue
+            if not is_as_planned(<cnp.ndarray>PyList_GET_ITEM(self.arrays, i), t):
+                _buffers.refuse_changed_parameter(self.optimizer(), i)
+            if t.step[0] < 0 or t.step[0] >= MAX_STEP:
+                _buffers.refuse_step(self.optimizer(), i, t.step[0])
+            self.active[self.n_active].tensor = i
+            self.active[self.n_active].gradient = <char*>t.sums
+            self.active[self.n_active].storage = FLOAT32
+            self.n_active += 1
         return 0
 
     cdef int check_zeroable(self) except -1:
@@ -1241,12 +1299,12 @@ cdef class Plan:
             if options is not None:
                 return self.step_with(gradients, options, n_threads)
             self.pipeline.clips = False
-            self.pipeline.zeroes = False
+            self.pipeline.zeroes = gradients is ACCUMULATED
             self.pipeline.grad_scale = 1.0
             self.pipeline.clip_coefficient = 1.0
             self.pipeline.clip_value = INFINITY
             self.check_groups()
-            self.gather_all(gradients)
+            self.gather_any(gradients)
             n_segments = self.make_segments(&total, 1.0, 1.0)
             self.count_steps()
             self.run_segments(n_segments, total, True, n_threads)
@@ -1263,10 +1321,10 @@ cdef class Plan:
         grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads = options
         needs_norm = max_norm is not None or skip_nonfinite
         self.pipeline.clips = clip_value is not None
-        self.pipeline.zeroes = zero_grads
+        self.pipeline.zeroes = zero_grads or gradients is ACCUMULATED
         self.check_groups()
-        self.gather_all(gradients)
-        if zero_grads:
+        self.gather_any(gradients)
+        if zero_grads and gradients is not ACCUMULATED:
             self.check_zeroable()
         if needs_norm:
             norm = self.gradient_norm(grad_scale, n_threads)
@@ -1286,7 +1344,7 @@ cdef class Plan:
             self.count_steps()
         else:
             self.drop_rules(n_segments)
-        if applied or zero_grads:
+        if applied or self.pipeline.zeroes:
             self.run_segments(n_segments, total, applied, n_threads)
         self.guard.steps += 1
         return applied, norm if needs_norm else None
@@ -1298,6 +1356,8 @@ cdef class Plan:
             self.segments[k].tile = NULL
 
     cdef void run_segments(self, Py_ssize_t n_segments, Py_ssize_t total, bint applied, int n_threads) noexcept:
+        if self.n_accumulated:
+            self.forget_sums()  # zeroed in this pass
         if applied and self.pipeline.trust != NO_TRUST:
             with nogil:
                 run_trusted(self.segments, n_segments, total, &self.pipeline, n_threads)
@@ -1306,6 +1366,85 @@ cdef class Plan:
         else:
             with nogil:
                 run(self.segments, n_segments, total, &self.pipeline, n_threads)
+
+    # --- Sums of gradients
+
+    def accumulate(self, gradients):
+        """Check every gradient, then add it to its tensor's float32 sums. The caller has taken the optimizer's guard.
+
+        Parameters
+        ----------
+        gradients
+            As for `Optimizer.accumulate`.
+        """
+        cdef Py_ssize_t k, n_segments, total = 0
+        cdef int n_threads = self.n_threads if self.n_threads else default_n_threads
+        try:
+            self.gather_all(gradients)
+            if self.sum_arrays is None:
+                self.make_sums()
+            n_segments = self.make_sum_segments(&total)
+            self.pipeline.phase = ACCUMULATE
+            if total < GIL_BELOW:
+                run(self.segments, n_segments, total, &self.pipeline, n_threads)
+            else:
+                with nogil:
+                    run(self.segments, n_segments, total, &self.pipeline, n_threads)
+            self.pipeline.phase = WHOLE
+            for k in range(self.n_active):
+                self.tensors[self.active[k].tensor].has_sums = True
+            self.n_accumulated += 1
+        finally:
+            self.held = None
+
+    def discard(self):
+        """Drop the sums. The caller has taken the optimizer's guard."""
+        self.forget_sums()
+        self.sum_arrays = None
+
+    cdef int make_sums(self) except -1:
+        cdef Py_ssize_t i
+        cdef list arrays = self.optimizer()._arrays.state_arrays(self.arrays)
+        for i in range(self.n_tensors):
+            self.tensors[i].sums = <float*>cnp.PyArray_DATA(<cnp.ndarray?>arrays[i])
+        self.sum_arrays = arrays
+        return 0
+
+    cdef void forget_sums(self) noexcept:
+        cdef Py_ssize_t i
+        for i in range(self.n_tensors):
+            self.tensors[i].has_sums = False
+        self.n_accumulated = 0
+
+    cdef Py_ssize_t make_sum_segments(self, Py_ssize_t* total) noexcept:
+        """Turn gathered gradients whose sums are neighbours in memory, and themselves are, into one segment."""
+        cdef Py_ssize_t k, n_segments = 0
+        cdef Planned* t
+        cdef Segment made
+        cdef Segment next_one
+        memset(&made, 0, sizeof(made))
+        memset(&next_one, 0, sizeof(next_one))
+        total[0] = 0
+        for k in range(self.n_active):
+            t = &self.tensors[self.active[k].tensor]
+            if t.n == 0:
+                continue
+            next_one.p = t.sums
+            next_one.n = t.n
+            next_one.gradient = self.active[k].gradient
+            next_one.storage = self.active[k].storage
+            total[0] += t.n
+            if made.n and follows(&made, &next_one, 4):
+                made.n += t.n
+                continue
+            if made.n:
+                put(&self.segments[n_segments], &made)
+                n_segments += 1
+            made = next_one
+        if made.n:
+            put(&self.segments[n_segments], &made)
+            n_segments += 1
+        return n_segments
 
     def gather(self, gradients, bint zero_grads=False):
         """Check everything; return [(index of a tensor, its gradient), ...]. For backends in Python."""

@@ -68,6 +68,8 @@ typedef struct {
     void (*apply)(float *p, const float *update, ptrdiff_t n, float size);
     /* ema = decay * ema + weight * p */
     void (*average)(const float *p, float *ema, ptrdiff_t n, float decay, float weight);
+    /* sums = sums + x */
+    void (*accumulate)(const float *x, float *sums, ptrdiff_t n);
     /* sums[(lane + i) % LANES] += (scale * x[i])^2 in float64, for i in order */
     void (*sum_squares)(const float *x, ptrdiff_t n, float scale, ptrdiff_t lane, double *sums);
 } tile_stages;

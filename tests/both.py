@@ -60,6 +60,16 @@ class Both:
             if b is not None:
                 same(a, b, f"gradient {k}")
 
+    def accumulate(self, grads):
+        self.gpu.accumulate([None if g is None else on_device(g) for g in grads])
+        self.cpu.accumulate(grads)
+
+    def step_of_sums(self, **options):
+        assert self.gpu.n_accumulated == self.cpu.n_accumulated
+        mine, theirs = self.gpu.step(**options), self.cpu.step(**options)
+        assert mine.applied == theirs.applied
+        assert mine.grad_norm == theirs.grad_norm or (math.isnan(mine.grad_norm) and math.isnan(theirs.grad_norm))
+
     def check(self):
         for k, (a, b) in enumerate(zip(self.gpu_params, self.cpu_params, strict=True)):
             same(a, b, f"params[{k}]")

@@ -111,7 +111,7 @@ def test_stages_round_exactly_and_may_sum_in_float64(name):
     if arithmetic(ptx):
         assert_exactly_rounded(ptx, doubles=name == "decide" or name.startswith("sum_"))
     assert "fma" not in ptx
-    if name in ("apply_update", "exchange_averages", "copy_parameters"):
+    if name in ("accumulate_gradients", "apply_update", "exchange_averages", "copy_parameters"):
         assert count(r"ld\.global\.v4\.[fb]32", ptx)
         assert count(r"st\.global\.v4\.[fb]32", ptx)
 

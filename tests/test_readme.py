@@ -60,7 +60,7 @@ def test_the_examples_run():
     namespace = {"print": lambda *values: None}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
 
 
 def test_the_first_example_learns_and_prints_what_it_says():

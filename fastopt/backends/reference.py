@@ -56,10 +56,38 @@ class _Plan:
         self._checked = backends.engine().Plan(optimizer, None)
         self._guard = optimizer._guard
         self.n_threads = 1
+        self._accumulated: tuple[int, list[np.ndarray | None]] = (0, [])
+        """Calls of `accumulate`, and the sum of every tensor that they gave gradients."""
 
     @property
     def _optimizer(self) -> Any:
         return self._reference()
+
+    @property
+    def n_accumulated(self) -> int:
+        """Calls of `accumulate` whose gradients no step has used."""
+        return self._accumulated[0]
+
+    def accumulate(self, gradients: Any) -> None:
+        """Check every gradient, then add it to its tensor's sum, for a caller that has taken the optimizer's guard."""
+        n_calls, sums = self._accumulated
+        sums = list(sums) or [None] * len(self._optimizer._tensors)
+        with np.errstate(all="ignore"):
+            for position, gradient in self._checked.gather(gradients):
+                before = sums[position]
+                sums[position] = np.asarray(decoded(gradient) + (0 if before is None else before))
+        self._accumulated = n_calls + 1, sums
+
+    def discard(self) -> None:
+        """Drop the sums."""
+        self._accumulated = 0, []
+
+    def _sums(self) -> Any:
+        """What was accumulated, in the structure of gradients."""
+        n_calls, sums = self._accumulated
+        if not n_calls:
+            _buffers.refuse_missing_gradients(self._optimizer)
+        return sums[0] if self._optimizer._structure == "single" else self._optimizer._structured(sums)
 
     def step(self, gradients: Any, options: tuple = _PLAIN) -> tuple[bool, float | None]:
         """Check everything, then update every tensor that has a gradient, in place."""
@@ -69,6 +97,10 @@ class _Plan:
     def step_held(self, gradients: Any, options: tuple = _PLAIN) -> tuple[bool, float | None]:
         """The same for a caller that has taken the optimizer's guard."""
         grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads = options
+        if gradients is _buffers.ACCUMULATED:
+            gradients = self._sums()
+        elif self.n_accumulated:
+            _buffers.refuse_pending_gradients(self._optimizer, "step(grads)")
         gathered = self._checked.gather(gradients, zero_grads)
         for position, _ in gathered:
             self._check_scalars(position)
@@ -90,6 +122,7 @@ class _Plan:
         if zero_grads:
             for _, gradient in gathered:
                 changes.copy(gradient, np.zeros(gradient.shape, gradient.dtype))
+        changes.attribute(self, "_accumulated", (0, []))
         changes.attribute(self._guard, "steps", self._guard.steps + 1)
         changes.publish()
         return applied, norm

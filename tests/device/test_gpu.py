@@ -322,6 +322,21 @@ class Captured:
         assert int(self.gpu.state[0]["step"]) == int(self.cpu.state[0]["step"])
 
 
+def test_accumulated_gradients_stay_out_of_graphs():
+    both = Captured()
+    with pytest.raises(RuntimeError, match="cannot be captured"), Graph(both.stream):
+        both.gpu.accumulate([both.gradient], stream=both.stream)
+    both.gpu.accumulate([both.gradient], stream=both.stream)
+    with pytest.raises(RuntimeError, match="cannot be captured"), Graph(both.stream):
+        both.gpu.step(stream=both.stream)
+    with pytest.raises(RuntimeError, match="while gradients are accumulated"):
+        both.gpu.prepare_replay(both.stream)
+    both.gpu.step(stream=both.stream)
+    both.cpu.step([both.g])
+    both.replayed()
+    both.check()
+
+
 def test_a_prepared_step_that_is_not_replayed_does_not_count():
     both = Captured()
     both.replayed()

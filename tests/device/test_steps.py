@@ -332,6 +332,81 @@ def test_subnormal_infinite_and_undefined_values(spec):
     both.check()
 
 
+# --- Micro-batches
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lars", "nadam"])
+def test_accumulated_gradients_have_the_bits_of_the_cpu(name):
+    rng = np.random.default_rng(20)
+    both = Both(BY_NAME[name].make, arrays(rng), ema_decay=0.5, grad_dtype="bfloat16", state_dtype="bfloat16")
+    for _ in range(2):
+        both.accumulate(arrays(rng))
+        both.accumulate([None, *[g.astype(np.float16) for g in arrays(rng)[1:]]])
+        both.accumulate([(g.view(np.uint32) >> 16).astype(np.uint16) for g in arrays(rng)])
+        both.step_of_sums(grad_scale=1 / 3, max_norm=0.5, skip_nonfinite=True)
+        both.step(arrays(rng))
+        both.accumulate([arrays(rng)[0], None, None, None])
+        both.step_of_sums()
+    both.check()
+
+
+def test_sums_of_subnormal_infinite_and_undefined_values_have_the_bits_of_the_cpu():
+    values = special_values()
+    pairs = np.array(list(itertools.product(values, values)), np.float32)
+    both = Both(fastopt.SGD, [np.ones(len(pairs), np.float32)], lr=1.0)
+    both.accumulate([pairs[:, 0].copy()])
+    both.accumulate([pairs[:, 1].copy()])
+    both.step_of_sums()
+    both.check()
+
+
+def test_gradients_at_odd_addresses_are_added_up_alike():
+    rng = np.random.default_rng(21)
+    whole = rng.standard_normal(90).astype(np.float32)
+    p, expected, g = on_device(np.zeros(89, np.float32)), np.zeros(89, np.float32), on_device(whole)
+    for optimizer, gradient in ((fastopt.Adam([p]), g[1:]), (fastopt.Adam([expected]), whole[1:])):
+        optimizer.accumulate([gradient])
+        optimizer.accumulate([gradient])
+        optimizer.step()
+    same(p, expected, "p")
+
+
+def test_a_skipped_step_clears_the_sums_before_anybody_knows_of_it(monkeypatch):
+    undecided(monkeypatch)
+    rng = np.random.default_rng(22)
+    both = Both(BY_NAME["adam"].make, arrays(rng))
+    infos = []
+    for bad in (False, True, False, True, False):
+        for optimizer, on in ((both.gpu, on_device), (both.cpu, np.copy)):
+            grads = [np.full(n, np.nan if bad else 0.5, np.float32) for n in SIZES]
+            optimizer.accumulate([on(g) for g in grads])
+            infos.append(optimizer.step(skip_nonfinite=True))
+    assert [info.applied for info in infos[::2]] == [info.applied for info in infos[1::2]]
+    both.check()
+
+
+def test_accumulated_gradients_are_neither_lost_nor_left_out_on_the_gpu():
+    p, g = on_device(np.zeros(4, np.float32)), on_device(np.ones(4, np.float32))
+    opt = fastopt.SGD([p], lr=1.0)
+    with pytest.raises(RuntimeError, match="needs grads"):
+        opt.step()
+    opt.accumulate([g])
+    for call in (
+        lambda: opt.step([g]),
+        opt.state_dict,
+        lambda: opt.add_param_group({"params": [on_device(np.ones(2))]}),
+    ):
+        with pytest.raises(RuntimeError, match="while gradients are accumulated"):
+            call()
+    with pytest.raises(TypeError, match=r"grads\[0\] must be an array on the GPU"):
+        opt.accumulate([np.ones(4, np.float32)])
+    opt.discard_accumulated()
+    opt.accumulate([g])
+    assert opt.n_accumulated == 1
+    opt.step()
+    same(p, np.full(4, -1.0, np.float32), "p")
+
+
 # --- What attacks found
 
 

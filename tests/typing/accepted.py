@@ -50,6 +50,8 @@ norm: float | None = info.grad_norm
 copied: np.ndarray = opt.params_copy["w"]
 with opt.swap_ema():
     print(opt.ema["w"].sum())
+opt.accumulate({"w": w.astype(np.float16), "b": None})
+opt.step(grad_scale=1 / opt.n_accumulated)
 
 adam = fastopt.Adam(np.zeros(100_000, np.float32), state_dtype="8bit", seed=1)
 adam.step(np.ones(100_000, np.float32))

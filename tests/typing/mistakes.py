@@ -28,7 +28,7 @@ fastopt.Adam([p], n_threads="all")  # expect error
 fastopt.Adamm([p])  # expect error
 
 opt = fastopt.Adam([p])
-opt.step()  # expect error
+opt.accumulate()  # expect error
 opt.step([[1.0, 2.0, 3.0]])  # expect error
 opt.step(["w"])  # expect error
 opt.step([np.ones(3, np.int64)])  # expect error

@@ -126,6 +126,7 @@ def trust_function(spec: Spec) -> tuple[Any, bool]:
 
 
 STAGES = {
+    "accumulate_gradients": (THREADS, 3),
     "apply_update": (THREADS, 4),
     "decide": (32, 4),
     "exchange_averages": (THREADS, 4),

@@ -29,6 +29,7 @@ import numpy as np
 from fastopt import _buffers, _codecs, _stages
 from fastopt.backends import reference
 from fastopt.backends.cuda import codegen, kernels, layout, memory
+from fastopt.backends.cuda.sums import Given, Sums
 
 MAX_UNDECIDED = 7
 """Steps that may be undecided before one waits for the first of them."""
@@ -197,8 +198,8 @@ class Plan:
         for tensor in tensors:
             memory.check_device(tensor.array, memory.address_of(tensor.array), tensor.label)
         self._layout(optimizer)
-        self._gradients: list[tuple[int, int]] = [(-1, 0)] * len(tensors)  # address and storage
-        self._known: list[Any] = [None] * len(tensors)
+        self._given = Given(self._rows)
+        self._sums: Sums | None = None
         self._is_stale = True
         self._arrangement: tuple[Any, ...] = ()
         self._table: tuple[np.ndarray, tuple[_Run, ...]] = (np.zeros((0, _WORDS), np.int64), ())
@@ -293,8 +294,8 @@ class Plan:
 
     # --- 2. gather
 
-    def _gather(self, gradients: Any) -> list[int]:
-        """Check every gradient, note where it is, and return the positions of those that are there."""
+    def _gather(self, gradients: Any, last: Given) -> list[int]:
+        """Check every gradient, note in `last` where it is, and return the positions of those that are there."""
         optimizer = self._optimizer
         structure = optimizer._structure
         if structure == "single":
@@ -312,7 +313,7 @@ class Plan:
                 _buffers.refuse_gradient_count(optimizer, gradients)
             items = gradients
         torch: Any = sys.modules.get("torch")
-        active, changed, known = [], [], self._known
+        active, changed, known = [], [], last.known
         for i, gradient in enumerate(items):
             if gradient is None:
                 continue
@@ -331,7 +332,7 @@ class Plan:
                 found = gradient.data_ptr(), layout.FLOAT32
             else:
                 found = self._check_gradient(i, gradient)
-            if self._gradients[i] != found:
+            if last.places[i] != found:
                 memory.check_device(gradient, found[0], _buffers._gradient_label(optimizer, i))
                 self._check_apart(i, gradient, *found)
             changed.append((i, found, gradient))
@@ -342,10 +343,10 @@ class Plan:
             i, count = next((i, n) for i, n in zip(active, counts, strict=True) if not 0 <= n < 2**53)
             _buffers.refuse_step(optimizer, i, count)
         for i, found, gradient in changed:
-            if self._gradients[i] != found:
-                self._gradients[i] = found
-                self._rows[i, _word(layout.GRADIENT)], self._rows[i, _word(layout.STORAGE)] = found
-                self._is_stale = True
+            if last.places[i] != found:
+                last.places[i] = found
+                last.rows[i, _word(layout.GRADIENT)], last.rows[i, _word(layout.STORAGE)] = found
+                last.has_moved = True
             # of Numba's arrays the same one is always where it was
             known[i] = weakref.ref(gradient) if memory.never_moves(gradient) else None
         return active
@@ -455,6 +456,8 @@ class Plan:
     def _arrange(self, active: Sequence[int], blocks: Sequence[int]) -> None:
         """Turn the rows of active tensors into segments: neighbours in memory become one."""
         arrangement = (tuple(active), tuple(blocks), tuple(self._kernels))
+        self._is_stale |= self._given.has_moved
+        self._given.has_moved = False
         if not self._is_stale and arrangement == self._arrangement:
             return
         rows = self._rows[list(active)].copy()
@@ -608,7 +611,10 @@ class Plan:
         """The same for a caller that has taken the optimizer's guard."""
         self._check_device()
         self._check_groups()
-        active = tuple(self._gather(gradients))
+        if gradients is _buffers.ACCUMULATED:
+            return self._step_of_sums(options, stream)
+        self._check_nothing_pending("step(grads)")
+        active = tuple(self._gather(gradients, self._given))
         if options[4]:
             self._check_zeroable(gradients, active)
         handle = memory.stream_of(self._arrays, stream)
@@ -616,6 +622,55 @@ class Plan:
             self._capture(active, options, handle)
             return None
         return self._run(active, options, handle)
+
+    def _step_of_sums(self, options: tuple, stream: Any) -> DeviceStepInfo | None:
+        """The step that takes the sums of gradients, and zeroes them."""
+        optimizer, sums = self._optimizer, self._sums
+        if sums is None or not self.n_accumulated:
+            _buffers.refuse_missing_gradients(optimizer)
+        handle = self._stream(stream, "step() without grads")
+        items = [array if i in sums.pending[1] else None for i, array in enumerate(sums.arrays)]
+        gradients = items[0] if optimizer._structure == "single" else optimizer._structured(items)
+        active = tuple(self._gather(gradients, self._given))
+        info = self._run(active, (*options[:4], True), handle)
+        sums.pending = 0, frozenset()
+        return info
+
+    # --- Sums of gradients
+
+    @property
+    def n_accumulated(self) -> int:
+        """Calls of `accumulate` whose gradients no step has used."""
+        return 0 if self._sums is None else self._sums.pending[0]
+
+    def accumulate(self, gradients: Any, stream: Any = None) -> None:
+        """Check every gradient, then queue its addition to its tensor's float32 sums on the stream.
+
+        For a caller that has taken the optimizer's guard.
+        """
+        self._check_device()
+        handle = self._stream(stream, "accumulate()")
+        if self._sums is None:
+            sizes = [math.prod(shape) for shape in self._shapes]
+            self._sums = Sums(memory.state_arrays(self._arrays), sizes)
+        self._sums.add(tuple(self._gather(gradients, self._sums.given)), handle)
+
+    def discard(self) -> None:
+        """Drop the sums, for a caller that has taken the optimizer's guard."""
+        memory.synchronize()
+        self._sums = None
+
+    def _check_nothing_pending(self, what: str) -> None:
+        if self.n_accumulated:
+            _buffers.refuse_pending_gradients(self._optimizer, what)
+
+    def _stream(self, stream: Any, what: str) -> int:
+        """Handle of the stream to work on, which may not be capturing."""
+        handle = memory.stream_of(self._arrays, stream)
+        if memory.is_capturing(handle):
+            name = type(self._optimizer).__name__
+            raise RuntimeError(f"{name}: {what} cannot be captured into a graph; a step with gradients can")
+        return handle
 
     def _run(self, active: tuple[int, ...], options: tuple, stream: int) -> DeviceStepInfo | None:
         needs_norm = options[1] is not None or options[3]
@@ -743,6 +798,7 @@ class Plan:
         name = type(self._optimizer).__name__
         if self._captured is None or self._captured_buffers is None:
             raise RuntimeError(f"{name}: no step was captured")
+        self._check_nothing_pending("prepare_replay()")
         self._check_device()
         self._check_groups()
         active, names, options, captured_blocks = self._captured

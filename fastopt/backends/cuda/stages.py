@@ -9,8 +9,10 @@ from numba import cuda
 
 from fastopt.backends.cuda import layout
 from fastopt.backends.cuda.codecs import (
+    f32_of_stored,
     read4,
     read4_parameters,
+    read4_stored,
     store4,
     store4_copy,
     store4_parameters,
@@ -209,6 +211,21 @@ def apply_update(table, numbers, n_segments, n_tiles):
                 store4_parameters(p, low, i, n, whole, a, b, c, d)
                 keep4(segment, numbers, scalars_of(segment, numbers), ema, i, n, whole, a, b, c, d, q, r, s, t)
             zero4(segment, numbers, i, n, whole)
+        tile += cuda.gridDim.x
+
+
+def accumulate_gradients(table, n_segments, n_tiles):
+    """Kernel: gradients of any type are added to the float32 sums in the parameters' place."""
+    tile = int64(cuda.blockIdx.x)
+    while tile < n_tiles:
+        segment, n, i, whole = place(table, n_segments, tile, cuda.blockDim.x, cuda.threadIdx.x)
+        if i < n:
+            sums = load_i64(segment + P)
+            storage = load_i64(segment + STORAGE)
+            q, r, s, t = read4_stored(load_i64(segment + GRADIENT), storage, i, n, whole)
+            a, b, c, d = read4(sums, i, n, whole)
+            e, f, g, h = f32_of_stored(storage, q, r, s, t)
+            store4(sums, i, n, whole, add(a, e), add(b, f), add(c, g), add(d, h))
         tile += cuda.gridDim.x
 
 
