@@ -30,7 +30,7 @@ extensions = [
     "optimizer_pages",
     "schedule_pictures",
     "benchmark_charts",
-    "thumbnails",
+    "gallery_pages",
 ]
 suppress_warnings = ["config.cache"]  # functions among the gallery's settings
 
@@ -56,6 +56,8 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "write_computation_times": False,  # its table would load a script from elsewhere
     "image_srcset": ["2x"],
+    "within_subsection_order": "gallery_pages.OrderOfTopics",
+    "capture_repr": (),
     "abort_on_example_error": True,
 }
 
@@ -69,6 +71,7 @@ html_show_sourcelink = False
 html_sidebars = {page: [] for page in ("benchmark", "benchmark_report", "topics", "changelog", "contributing")}
 toc_object_entries = False
 html_copy_source = False
+html_show_search_summary = False  # a page opened as a file may not read others
 html_theme_options = {
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],

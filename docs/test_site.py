@@ -133,7 +133,7 @@ def test_every_optimizer_has_a_page_with_formula_bounds_pictures_and_relatives(p
     assert any(attributes.get("display") == "block" for attributes in page.all("math"))
     for name, hyper in spec.hypers.items():
         assert name in page.text
-        assert str(hyper.kind) in page.text
+        assert hyper.kind.described() in page.text
     pictures = [image["src"] for image in page.all("img")]
     assert any(f"{spec.function}-path.svg" in source for source in pictures)
     assert any(f"{spec.function}-speed.svg" in source for source in pictures)
@@ -176,6 +176,11 @@ def test_the_formula_of_a_docstring_becomes_mathematics():
     first, second = formulas.formula(text).split(" \\\\\n")
     assert first == r"m & \leftarrow \beta_{1}\, m + (1 - \beta_{1})\, g"
     assert second == (r"p & \leftarrow p - \frac{\mathrm{lr}\, m}{(1 - \beta_{1}^{t})\, (\sqrt{v} + \epsilon)}")
+
+
+def test_a_fraction_inside_a_fraction_is_written_with_a_slash():
+    nested = formulas.formula("p = (m / (1 - beta1**t)) / (v / (2 * t * g) + eps)")
+    assert nested == r"p & \leftarrow \frac{m}{(1 - \beta_{1}^{t})\, (v / (2\, t\, g) + \epsilon)}"
 
 
 def test_what_is_no_formula_is_refused():

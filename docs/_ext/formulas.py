@@ -62,7 +62,8 @@ def symbol(name):
     return f"{letters}_{{{digits}}}" if digits else letters
 
 
-def _tex(node):
+def _tex(node, inside=False):
+    """TeX of an expression; `inside` a fraction others are written with a slash."""
     match node:
         case ast.Name():
             return symbol(node.id)
@@ -71,9 +72,9 @@ def _tex(node):
         case ast.Subscript():
             return f"{_tex(node.value)}_{{{_tex(node.slice)}}}"
         case ast.UnaryOp(op=ast.USub()):
-            return f"-{_enclosed(node.operand)}"
+            return f"-{_enclosed(node.operand, inside)}"
         case ast.Call(func=ast.Name(id=function)) if function in FUNCTIONS:
-            return FUNCTIONS[function] % tuple(map(_tex, node.args))
+            return FUNCTIONS[function] % tuple(_tex(argument, inside) for argument in node.args)
         case ast.Compare(ops=[operation]):
             return f"{_tex(node.left)} {RELATIONS[type(operation)]} {_tex(node.comparators[0])}"
         case ast.Tuple():
@@ -81,22 +82,29 @@ def _tex(node):
         case ast.GeneratorExp(generators=[loop]):
             return rf"{_tex(node.elt)} \quad \text{{for }} {_tex(loop.target)} = {_tex(loop.iter)}"
         case ast.BinOp(op=ast.Pow()):
-            base = _tex(node.left) if isinstance(node.left, ast.Name | ast.Constant) else rf"({_tex(node.left)})"
-            return f"{base}^{{{_tex(node.right)}}}"
+            is_plain = isinstance(node.left, ast.Name | ast.Constant)
+            base = _tex(node.left) if is_plain else f"({_tex(node.left, inside)})"
+            return f"{base}^{{{_tex(node.right, True)}}}"
         case ast.BinOp(op=ast.Add()):
-            return f"{_tex(node.left)} + {_tex(node.right)}"
+            return f"{_tex(node.left, inside)} + {_tex(node.right, inside)}"
         case ast.BinOp(op=ast.Sub()):
-            return f"{_tex(node.left)} - {_enclosed(node.right)}"
+            return f"{_tex(node.left, inside)} - {_enclosed(node.right, inside)}"
         case ast.BinOp(op=ast.Mult() | ast.Div()):
             over, under = _factors(node)
-            return rf"\frac{{{_product(over)}}}{{{_product(under)}}}" if under else _product(over)
+            if not under:
+                return _product(over, inside)
+            if inside:
+                is_plain = len(under) == 1 and (not isinstance(under[0], ast.BinOp) or isinstance(under[0].op, ast.Pow))
+                divisor = _product(under, inside)
+                return f"{_product(over, inside)} / {divisor if is_plain else f'({divisor})'}"
+            return rf"\frac{{{_product(over, True)}}}{{{_product(under, True)}}}"
     raise ValueError(f"no formula has {ast.unparse(node)}")
 
 
-def _enclosed(node):
+def _enclosed(node, inside):
     """In brackets if it is a sum."""
     is_sum = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub)
-    return f"({_tex(node)})" if is_sum else _tex(node)
+    return f"({_tex(node, inside)})" if is_sum else _tex(node, inside)
 
 
 def _factors(node):
@@ -107,8 +115,8 @@ def _factors(node):
     return ([*over, node.right], under) if isinstance(node.op, ast.Mult) else (over, [*under, node.right])
 
 
-def _product(factors):
+def _product(factors, inside):
     if len(factors) == 1:
-        return _tex(factors[0])
-    texts = [_enclosed(factor) for factor in factors]
+        return _tex(factors[0], inside)
+    texts = [_enclosed(factor, inside) for factor in factors]
     return texts[0] + "".join((r" \cdot " if text[0].isdigit() else r"\, ") + text for text in texts[1:])

@@ -24,8 +24,8 @@ START = (-7.2, 2.0)
 STEPS = 40
 RATES = [digit * 10.0**power for power in range(-3, 2) for digit in range(1, 10)]
 KINDS = {
-    "signed": "either sign",
-    "unsigned": "never negative",
+    "signed": "numbers of either sign",
+    "unsigned": "numbers that are never negative",
     "weights": "averaged parameters",
 }
 
@@ -144,41 +144,45 @@ def explanation(text):
 
 
 def hyperparameters(spec):
-    rows = []
-    for (name, hyper), (_, meaning) in zip(spec.hypers.items(), _docstrings.hyperparameters(spec), strict=True):
-        rows.append([f"``{name}``", f"``{hyper.default!r}``", str(hyper.kind), meaning])
-    return list_table(("name", "default", "allowed", "meaning"), rows, (20, 16, 22, 42))
+    """Every hyperparameter with type, bounds and default, and under it what it means."""
+    entries = [(head.partition(" : "), words) for head, words in _docstrings.hyperparameters(spec)]
+    return "\n\n".join(f"``{name}`` : {described}\n   {words}" for (name, _, described), words in entries)
 
 
 def states(spec):
     """What is kept for every parameter, and its bytes under every `state_dtype`."""
     rows = []
-    for state, kind in spec.kinds.items():
-        if state not in spec.states:
-            continue
-        sizes = ", ".join(f"{_codecs.codec(dtype, kind).bytes_per_element:.3g}" for dtype in _codecs.STATE_DTYPES)
-        first = spec.states[state]
-        when = f"with ``{spec.needed_when(state)}``" if state in spec.optional_states else "always"
-        initial = f"``{first}``" if isinstance(first, str) else f"{first:g}"
-        rows.append([f"``{state}``", KINDS[kind], initial, when, sizes])
-    header = ("array", "holds", "first value", "kept", f"bytes in {', '.join(_codecs.STATE_DTYPES)}")
-    return list_table(header, rows, (24, 18, 16, 20, 22)) if rows else "It keeps no state."
+    for state, first in spec.states.items():
+        sizes = [_codecs.codec(dtype, spec.kinds[state]).bytes_per_element for dtype in _codecs.STATE_DTYPES]
+        initial = f"`{first}`" if isinstance(first, str) else f"{first:g}"
+        words = f"{KINDS[spec.kinds[state]]}, {initial} before the first step"
+        if state in spec.optional_states:
+            words += f"; only with ``{spec.needed_when(state)}``"
+        rows.append([f"``{state}``", words, ", ".join(f"{size:.3g}" for size in sizes)])
+    header = ("array", "holds", f"bytes in {', '.join(_codecs.STATE_DTYPES)}")
+    return list_table(header, rows, (28, 44, 28)) if rows else "It keeps no state."
 
 
 def memory(spec):
     """Bytes that a step with default hyperparameters keeps and moves."""
-    flags = spec.flags({name: hyper.default for name, hyper in spec.hypers.items()})
-    kernel = next(k for k in _codegen.kernels(spec) if k.name == spec.kernel_name(flags, False))
-    kept = ", ".join(f"{_info.state_bytes(spec, dtype):.3g} in {dtype}" for dtype in _codecs.STATE_DTYPES)
-    text = (
-        f"With the defaults that is, in bytes for every parameter, {kept}; a step moves {kernel.bytes_moved} of them "
-        "with float32 states."
-    )
+    kernel = default_kernel(spec)
+    kept = [_info.state_bytes(spec, dtype) for dtype in _codecs.STATE_DTYPES]
+    text = f"With the defaults a step moves {kernel.bytes_moved} bytes for every parameter, with states in float32."
+    if any(kept):
+        sizes = zip(kept, _codecs.STATE_DTYPES, strict=True)
+        text += f" The states take {', '.join(f'{size:.3g} in {dtype}' for size, dtype in sizes)}."
     if spec.running:
-        text += f" Beside that, one float64 number for every array: {', '.join(f'``{n}``' for n in spec.running)}."
+        text += (
+            f" Beside them there is one float64 number for every array: {', '.join(f'`{n}`' for n in spec.running)}."
+        )
     if kernel.gives_update:
         text += " The update takes 4 bytes of workspace for every parameter."
     return text
+
+
+def default_kernel(spec):
+    flags = spec.flags({name: hyper.default for name, hyper in spec.hypers.items()})
+    return next(k for k in _codegen.kernels(spec) if k.name == spec.kernel_name(flags, False))
 
 
 def page(spec, lr, points, cells):
@@ -234,12 +238,10 @@ def overview():
     """All optimizers: what each keeps and moves."""
     rows = []
     for spec in registry.values():
-        flags = spec.flags({name: hyper.default for name, hyper in spec.hypers.items()})
-        kernel = next(k for k in _codegen.kernels(spec) if k.name == spec.kernel_name(flags, False))
         kept = ", ".join(f"{_info.state_bytes(spec, dtype):.3g}" for dtype in _codecs.STATE_DTYPES)
         summary = _docstrings.summary(spec.cls)
         words = summary.partition(": ")[2] or summary
-        rows.append([f":doc:`{spec.name} <{spec.function}>`", words, kept, kernel.bytes_moved])
+        rows.append([f":doc:`{spec.name} <{spec.function}>`", words, kept, default_kernel(spec).bytes_moved])
     header = ("optimizer", "in one sentence", "state: float32, bfloat16, 8bit", "moved")
     return list_table(header, rows, (14, 54, 20, 12)) + "\n"
 

@@ -5,10 +5,13 @@ document.addEventListener("DOMContentLoaded", async () => {
   const form = document.getElementById("benchmark-form");
   const { run, title, workload } = form.elements;
 
+  /* Offer these; say whether what was chosen before is among them, and so stays chosen. */
   const options = (select, entries) => {
     const before = select.value;
     select.replaceChildren(...entries);
-    if ([...select.options].some((one) => one.value === before)) select.value = before;
+    const stays = [...select.options].some((one) => one.value === before);
+    if (stays) select.value = before;
+    return stays;
   };
   const option = (value, text) => Object.assign(document.createElement("option"), { value, textContent: text });
   const distinct = (values) => [...new Set(values)];
@@ -18,14 +21,17 @@ document.addEventListener("DOMContentLoaded", async () => {
   const chooseWorkload = () => {
     const groups = [];
     for (const [section, words] of Object.entries(data.sections)) {
-      const of_section = rows().filter((row) => row.title === title.value && row.section === section);
-      if (of_section.length) {
+      const measured = rows().filter((row) => row.title === title.value && row.section === section);
+      if (measured.length) {
         const group = Object.assign(document.createElement("optgroup"), { label: words });
-        group.append(...distinct(of_section.map((row) => row.label)).map((label) => option(`${section}/${label}`, label)));
+        group.append(...distinct(measured.map((row) => row.label)).map((label) => option(`${section}/${label}`, label)));
         groups.push(group);
       }
     }
-    options(workload, groups);
+    if (!options(workload, groups)) {
+      const curve = groups[0].children; // far beyond the caches, if it was measured there
+      workload.value = ([...curve].find((one) => one.label === "5e7") ?? curve[curve.length - 1]).value;
+    }
   };
   const choosePeers = () => {
     const present = new Set(Object.values(data.runs).flatMap((one) => one.rows.map((row) => row.contestant)));
@@ -71,7 +77,6 @@ document.addEventListener("DOMContentLoaded", async () => {
   title.value = decodeURIComponent(location.hash.slice(1)) || "Adam";
   if (!title.value) title.value = "Adam";
   chooseWorkload();
-  workload.value = "curves/5e7"; // far beyond the caches
   choosePeers();
   const views = [await draw("curve"), await draw("bars")];
 
@@ -93,6 +98,7 @@ document.addEventListener("DOMContentLoaded", async () => {
   form.addEventListener("change", (event) => {
     if (event.target === run) chooseTitle();
     if (event.target === run || event.target === title) chooseWorkload();
+    history.replaceState(null, "", `#${encodeURIComponent(title.value)}`);
     show();
   });
   show();
