@@ -63,6 +63,7 @@ def everything(optimizer):
 # --- Bits
 
 
+@pytest.mark.bits
 @EACH
 def test_a_step_of_accumulated_gradients_is_that_of_separate_steps(config):
     n = 2 * TILE + 77
@@ -79,6 +80,7 @@ def test_a_step_of_accumulated_gradients_is_that_of_separate_steps(config):
         assert_equals_separate(optimizer, params, separate, f"round {round_}")
 
 
+@pytest.mark.bits
 @pytest.mark.usefixtures("parallel_from_the_first_element")
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("isa", cpu.available_isas())
@@ -98,6 +100,7 @@ def test_instruction_sets_threads_and_splits_change_no_bit(name, cuts, isa, n_th
     assert_equals_separate(optimizer, params, separate, f"{isa}, {n_threads} threads")
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize("step", [{}, {**TAIL, "zero_grads": True}], ids=["plain", "whole tail"])
 @pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
 @EACH
