@@ -116,7 +116,8 @@ def exposed_state(tensor: Any, spec: Spec, arrays: Any) -> State:
 
 
 class _Listing(type):
-    """Leaves the words of the rule language out of `dir` and `help`: they speak to the engine, not to users."""
+    # Leaves the words of the rule language out of `dir` and `help`: they speak to the engine, not to users. As a
+    # docstring this would stand in `help` in the place of every optimizer's own.
 
     def __dir__(cls) -> list[str]:
         return [name for name in super().__dir__() if name not in RULE_WORDS]

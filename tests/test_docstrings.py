@@ -51,6 +51,13 @@ def test_help_fits_a_terminal_and_has_no_latex(spec):
 
 
 @ALL
+def test_help_opens_with_the_docstring(spec):
+    described = pydoc.plain(pydoc.render_doc(spec.cls)).partition("Method resolution order")[0]
+    for name, hyper in spec.hypers.items():
+        assert f"{name} : {hyper.kind.described()}, default {hyper.default!r}" in described
+
+
+@ALL
 def test_help_hides_what_speaks_to_the_engine(spec):
     text = pydoc.plain(pydoc.render_doc(spec.cls))
     assert [word for word in RULE_WORDS if re.search(rf"^ \|  {word}\b", text, re.MULTILINE)] == []
