@@ -641,3 +641,48 @@ def test_the_steps_of_radam_are_those_of_adam_times_the_factor_of_the_paper():
 def test_warm_up_and_radam_forgive_large_rates():
     ends = run("learning_rate").found["ends"]
     assert max(ends["Adam, warm-up"][-1], ends["RAdam"][-1]) < 0.6 * ends["Adam"][-1]
+
+
+# --- Fitting too well
+
+
+def test_a_network_alone_learns_wrong_labels_by_heart():
+    found = run("overfitting").found
+    model = found["models"]["nothing"]
+    assert found["evaluate"](model, found["points"], found["classes"])[1] == 1
+    assert found["histories"]["nothing"][-1, 1] > 4 * found["histories"]["nothing"][:, 1].min()
+
+
+@pytest.mark.parametrize("way", ["L1", "L2", "decoupled decay", "dropout", "early stopping"])
+def test_every_brake_makes_the_network_better_on_new_samples(way):
+    scores = run("overfitting").found["scores"]
+    assert scores[way][0] < 0.5 * scores["nothing"][0]
+    assert scores[way][1] > scores["nothing"][1] + 0.02
+
+
+def test_the_restored_parameters_are_those_of_the_best_moment():
+    found = run("overfitting").found
+    losses = found["histories"]["early stopping"][:, 1]
+    assert found["stopping"].best_step == losses.argmin() == len(losses) - 1 - found["stopping"].patience
+    assert found["restored"] == losses.min()
+
+
+def test_l1_keeps_few_weights_and_l2_keeps_none_large():
+    weights = {name: run("overfitting").found["hidden_weights"](name) for name in ("nothing", "L1", "L2")}
+    assert np.sum(weights["L1"] > 0.01) < 50 < np.sum(weights["L2"] > 0.01) < 2000 < np.sum(weights["nothing"] > 0.01)
+    assert weights["L2"][0] < weights["L1"][0] < weights["nothing"][0]
+
+
+def test_decoupled_decay_shrinks_all_weights_alike_and_l2_does_not():
+    found = run("overfitting").found
+    expected = (1 - found["ETA"] * found["LAMBDA"]) ** found["STEPS"]
+    for part in np.split(found["shrunk"]["decoupled decay"], 10):
+        assert part.mean() == pytest.approx(expected, abs=0.02)
+    assert found["shrunk"]["L2"][:100].mean() < 0.1
+    assert found["shrunk"]["L2"][-100:].mean() > 0.9
+
+
+def test_dropout_draws_in_training_and_is_off_in_evaluation():
+    answers = run("overfitting").found["answers"]
+    assert not answers["training"][0].equal(answers["training"][1])
+    assert answers["evaluation"][0].equal(answers["evaluation"][1])
