@@ -116,8 +116,9 @@ def exposed_state(tensor: Any, spec: Spec, arrays: Any) -> State:
 
 
 class _Listing(type):
-    # Leaves the words of the rule language out of `dir` and `help`: they speak to the engine, not to users. As a
-    # docstring this would stand in `help` in the place of every optimizer's own.
+    # Leaves the words of the rule language out of `dir` and `help`: they speak to the engine, not to users.
+
+    __doc__ = vars(type)["__doc__"]  # of the class itself: `help` would show one of this metaclass in its place
 
     def __dir__(cls) -> list[str]:
         return [name for name in super().__dir__() if name not in RULE_WORDS]
