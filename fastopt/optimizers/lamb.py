@@ -17,7 +17,8 @@ class LAMB(Adam):
 
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g**2
-        u = (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + eps) + weight_decay * p
+        u = (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + eps)
+        u = u + weight_decay * p
         p = p - lr * norm(p) / norm(u) * u
 
     Where one of the norms is 0 the ratio is 1. The norms are those of each array of `params`, so here the result does

@@ -15,7 +15,8 @@ class LARS(Momentum):
 
     In every step, with the state v = `velocity`::
 
-        ratio = trust_coefficient * norm(p) / (norm(g) + weight_decay * norm(p) + eps)
+        size = norm(g) + weight_decay * norm(p) + eps
+        ratio = trust_coefficient * norm(p) / size
         v = momentum * v - lr * ratio * (g + weight_decay * p)
         p = p + v
 

@@ -15,11 +15,13 @@ class NAdam(Optimizer):
     In step t, with ``beta1, beta2 = betas``, the states m = `exp_avg` and v = `exp_avg_sq`, and the product of all mu
     so far, which is carried in float64 as `mu_product`, one number a tensor::
 
-        mu, next_mu = (beta1 * (1 - 0.5 * 0.96**(k * momentum_decay)) for k in (t, t + 1))
+        mu = beta1 * (1 - 0.5 * 0.96**(t * momentum_decay))
+        next_mu = beta1 * (1 - 0.5 * 0.96**((t + 1) * momentum_decay))
         mu_product = mu_product * mu
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g**2
-        d = next_mu * m / (1 - mu_product * next_mu) + (1 - mu) * g / (1 - mu_product)
+        d = (1 - mu) * g / (1 - mu_product)
+        d = d + next_mu * m / (1 - mu_product * next_mu)
         p = p - lr * d / (sqrt(v / (1 - beta2**t)) + eps)
 
     Parameters

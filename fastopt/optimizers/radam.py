@@ -20,7 +20,8 @@ class RAdam(Optimizer):
         rho = last - 2 * t * beta2**t / (1 - beta2**t)
         if rho > 5:
             r = sqrt((rho - 4) * (rho - 2) * last / ((last - 4) * (last - 2) * rho))
-            p = p - lr * m / (1 - beta1**t) * r * sqrt(1 - beta2**t) / (sqrt(v) + eps)
+            r = r * sqrt(1 - beta2**t) / (sqrt(v) + eps)
+            p = p - lr * m / (1 - beta1**t) * r
         else:
             p = p - lr * m / (1 - beta1**t)
 
