@@ -19,8 +19,8 @@ class RAdam(Optimizer):
         last = 2 / (1 - beta2) - 1
         rho = last - 2 * t * beta2**t / (1 - beta2**t)
         if rho > 5:
-            r = sqrt((rho - 4) * (rho - 2) * last / ((last - 4) * (last - 2) * rho))
-            r = r * sqrt(1 - beta2**t) / (sqrt(v) + eps)
+            r = (rho - 4) * (rho - 2) * last / ((last - 4) * (last - 2) * rho)
+            r = sqrt(r * (1 - beta2**t)) / (sqrt(v) + eps)
             p = p - lr * m / (1 - beta1**t) * r
         else:
             p = p - lr * m / (1 - beta1**t)
