@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from formulas import formula
-from matplotlib import rc_context
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from bench import figures, plots
@@ -21,6 +21,8 @@ from fastopt._rule import registry
 
 FOLDER = Path(__file__).resolve().parents[1] / "optimizers"
 START = (-7.2, 2.0)
+CENTRE, REACH = (-2.0, 0.0), (7.0, 3.0)
+"""Of the pictures."""
 STEPS = 40
 RATES = [digit * 10.0**power for power in range(-3, 2) for digit in range(1, 10)]
 KINDS = {
@@ -52,27 +54,55 @@ def path(cls, lr):
 
 
 def best_path(cls):
-    """(lr, points) of the learning rate in RATES under which the last ten points lie lowest on average."""
+    """(lr, points) of the learning rate in RATES that stays in the picture and whose last ten points lie lowest."""
     paths = {lr: path(cls, lr) for lr in RATES}
-    best = min(paths, key=lambda lr: np.nan_to_num(valley(paths[lr][-10:]).mean(), nan=np.inf))
-    return best, paths[best]
+    inside = {lr: points for lr, points in paths.items() if (np.abs(points - CENTRE) <= REACH).all()}
+    best = min(inside, key=lambda lr: valley(inside[lr][-10:]).mean())
+    return best, inside[best]
+
+
+def drawing():
+    """Settings of matplotlib's own, whatever the examples of the gallery have left."""
+    return style.context(["default", {"svg.hashsalt": "fastopt", "svg.fonttype": "none"}])
+
+
+def trace(axes, points):
+    """The contours and a path over them."""
+    low, high = np.subtract(CENTRE, REACH), np.add(CENTRE, REACH)
+    x, y = np.meshgrid(np.linspace(low[0], high[0], 141), np.linspace(low[1], high[1], 121))
+    levels = [0.02, 0.1, 0.3, 0.7, 1.4, 2.5, 4, 6, 9]
+    axes.contour(x, y, valley(np.stack([x, y], -1)), levels=levels, colors="0.8", linewidths=0.8)
+    axes.plot(*points.T, "o-", color="#0072b2", markersize=3, linewidth=1.2)
+    axes.plot(*START, "o", color="#d55e00", markersize=6)
+    axes.plot(0, 0, "+", color="black", markersize=9)
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
 
 
 def draw_path(name, lr, points, file):
-    x, y = np.meshgrid(np.linspace(-9, 5, 141), np.linspace(-3, 3, 121))
-    heights = valley(np.stack([x, y], -1))
-    with rc_context({"svg.hashsalt": "fastopt", "svg.fonttype": "none"}):
+    with drawing():
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        left.contour(x, y, heights, levels=[0.02, 0.1, 0.3, 0.7, 1.4, 2.5, 4, 6, 9], colors="0.8", linewidths=0.8)
-        left.plot(*points.T, "o-", color="#0072b2", markersize=3, linewidth=1.2)
-        left.plot(*START, "o", color="#d55e00", markersize=6)
-        left.plot(0, 0, "+", color="black", markersize=9)
-        left.set(xlim=(-9, 5), ylim=(-3, 3), xlabel="x", ylabel="y", title=f"{name}, lr {lr:g}: the path")
+        trace(left, points)
+        left.set(xlabel="x", ylabel="y", title=f"{name}, lr {lr:g}: the path")
         right.semilogy(np.maximum(valley(points), 1e-12), color="#0072b2")
         right.set(xlabel="step", title="f")
         right.grid(color="0.92")
         for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(file, metadata={"Date": None})
+
+
+def draw_paths(paths, file):
+    """All of them: name -> (lr, points)."""
+    with drawing():
+        rows = -(-len(paths) // 4)
+        figure = Figure(figsize=(8, 1.5 * rows), layout="constrained")
+        grid = figure.subplots(rows, 4, sharex=True, sharey=True, squeeze=False)
+        for axes in grid.flat[len(paths) :]:
+            axes.set_visible(False)
+        for axes, (name, (lr, points)) in zip(grid.flat, paths.items(), strict=False):
+            trace(axes, points)
+            axes.set_title(f"{name}, lr {lr:g}", fontsize=9)
             axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(file, metadata={"Date": None})
 
@@ -87,7 +117,7 @@ def curve_of(function, results):
 
 
 def draw_speed(cells, file):
-    with rc_context({"svg.hashsalt": "fastopt", "svg.fonttype": "none"}):
+    with drawing():
         figure = Figure(figsize=(8, 4.2), layout="constrained")
         axes = figure.subplots()
         plots.draw_lines(axes, cells, "ns_per_parameter")
@@ -208,7 +238,7 @@ def page(spec, lr, points, cells):
             f"{spec.function}-path.svg",
             f"Contours of the valley with the path of {spec.name} from {START}, and f at every step",
             f"f(x, y) = x²/20 + y² from {START} in {STEPS} steps, at learning rate {lr:g}: of 0.001, 0.002 and so on "
-            f"to 90 that under which the last ten points lie lowest. At the end f is {end:.2g}.",
+            f"to 90 it stays in the picture and ends lowest. At the end f is {end:.2g}.",
         ),
         heading("When to choose it"),
         said["Notes"],
@@ -257,8 +287,10 @@ def write(path, text):
 
 def write_pages(_):
     results = figures.committed()
+    paths = {spec.name: best_path(spec.cls) for spec in registry.values()}
+    draw_paths(paths, FOLDER / "paths.svg")
     for spec in registry.values():
-        lr, points = best_path(spec.cls)
+        lr, points = paths[spec.name]
         draw_path(spec.name, lr, points, FOLDER / f"{spec.function}-path.svg")
         cells = curve_of(spec.function, results) if results else []
         if cells:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import style
 from matplotlib.figure import Figure
 
 import fastopt
@@ -47,7 +47,7 @@ def rates(text):
 
 
 def draw(_):
-    with rc_context({"svg.hashsalt": "fastopt", "svg.fonttype": "none", "font.size": 8}):
+    with style.context(["default", {"svg.hashsalt": "fastopt", "svg.fonttype": "none", "font.size": 8}]):
         figure = Figure(figsize=(8, 8.4), layout="constrained")
         grid = figure.subplots(6, 3, sharex=True, sharey=True)
         for axes, text in zip(grid.flat, SCHEDULES, strict=True):
