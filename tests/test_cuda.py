@@ -1,6 +1,6 @@
-"""The CUDA backend without a GPU: what its kernels compile to, what is kept, what is refused, and Numba's simulator.
+"""The CUDA backend without a GPU: what its kernels compile to, what is kept, what is refused.
 
-Bits on a GPU are compared in `tests/device`, which the simulator runs here, in a process of its own.
+Bits are compared in `tests/device`, on a GPU or in Numba's simulator.
 """
 
 import os
@@ -225,22 +225,6 @@ def test_info_names_gpu_driver_and_package():
     assert rows == cuda.describe()
     assert rows["numba-cuda"].startswith("0.30.")
     assert "cuda" in fastopt.info()["backends"]
-
-
-# --- The simulator
-
-
-def test_every_rule_and_stage_in_the_simulator_has_the_bits_of_the_cpu(tmp_path):
-    environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "FASTOPT_CACHE_DIR": str(tmp_path)}
-    environment.pop("PYTEST_ADDOPTS", None)
-    finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-rs", "tests/device"],
-        capture_output=True,
-        text=True,
-        cwd=HERE.parent,
-        env=environment,
-    )
-    assert finished.returncode == 0, finished.stdout[-5000:] + finished.stderr[-2000:]
 
 
 def test_arrays_of_numpy_are_refused_in_the_simulator(tmp_path):

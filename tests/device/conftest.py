@@ -1,4 +1,8 @@
-"""Where this folder's tests run: in Numba's simulator if NUMBA_ENABLE_CUDASIM is set, else on a GPU, or nowhere."""
+"""Where this folder's tests run: on a GPU, or in Numba's simulator where there is none.
+
+The simulator needs a process in which NUMBA_ENABLE_CUDASIM is set. Where it is not, `tests/simulator.py` starts one;
+every test reports here as itself.
+"""
 
 import os
 import sys
@@ -6,9 +10,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import simulator
 
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 HERE = Path(__file__).parent
+IN_THE_SIMULATOR = pytest.StashKey[bool]()
+SIMULATOR = pytest.StashKey[simulator.Simulator]()
 
 if SIMULATED:
     os.environ.setdefault("FASTOPT_CACHE_DIR", tempfile.mkdtemp(prefix="fastopt-simulated-"))
@@ -23,6 +30,32 @@ def pytest_collection_modifyitems(items):
 
     lack = availability.missing()
     for item in here:
-        item.add_marker(pytest.mark.gpu)
-        if lack:
+        if item.get_closest_marker("gpu") and lack:
             item.add_marker(pytest.mark.skip(reason=f"needs a GPU: {lack}"))
+        elif item.get_closest_marker("simulator") or lack:
+            item.stash[IN_THE_SIMULATOR] = True
+        else:
+            item.add_marker(pytest.mark.gpu)
+
+
+def pytest_pyfunc_call(pyfuncitem):
+    if IN_THE_SIMULATOR not in pyfuncitem.stash:
+        return None
+    stash = pyfuncitem.session.stash
+    if SIMULATOR not in stash:
+        names = [item.nodeid for item in pyfuncitem.session.items if IN_THE_SIMULATOR in item.stash]
+        stash[SIMULATOR] = simulator.Simulator(names, pyfuncitem.config.rootpath)
+        pyfuncitem.config.add_cleanup(stash[SIMULATOR].close)
+    outcome, text = stash[SIMULATOR].result(pyfuncitem.nodeid)
+    if outcome == "skipped":
+        pytest.skip(text)
+    if outcome == "failed":
+        pytest.fail(text, pytrace=False)
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    report = yield
+    simulator.report(report)
+    return report

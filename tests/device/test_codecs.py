@@ -7,10 +7,8 @@ from separate import as_bfloat16
 
 from fastopt import _codecs
 from fastopt.backends.cuda import codecs
-from fastopt.backends.cuda.operations import SIMULATED
 
-if not SIMULATED:
-    pytest.skip("these run in Numba's simulator alone: NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)
+pytestmark = pytest.mark.simulator
 
 SPECIAL = np.array(
     [0.0, 6e-8, 3e-8, 2.98e-8, 6.1e-5, 6.0e-5, 65504, 65519, 65520, 1e5, np.inf, np.nan, 1e-38], np.float32

@@ -19,6 +19,7 @@ if SIMULATED:
     pytest.skip("the simulator has no streams, graphs or caches, and no time for sizes", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("n", [1000, 100_003, 2**20 + 1])

@@ -1,7 +1,6 @@
 """The CUDA kernels: every rule and every stage has the bits of the compiled CPU kernels.
 
-On a GPU (`pytest -m gpu`), or in Numba's simulator: `tests/test_cuda.py` runs this folder in a process where
-NUMBA_ENABLE_CUDASIM is set.
+On a GPU (`pytest -m gpu`), or where there is none in Numba's simulator.
 """
 
 import itertools

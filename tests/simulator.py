@@ -1,0 +1,66 @@
+"""A second pytest, in which Numba simulates the GPU: it runs tests of `tests/device` and tells results one by one."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+REPORTS = "SIMULATOR_REPORTS"
+"""Environment variable: the file descriptor that the second pytest writes its reports to."""
+
+
+class Simulator:
+    """The results of the tests `names`, which start to run when it is made."""
+
+    def __init__(self, names, root):
+        self._folder = tempfile.TemporaryDirectory(prefix="fastopt-simulator-")
+        self._log = open(os.path.join(self._folder.name, "log"), "w+")  # noqa: SIM115  closed below
+        reading, writing = os.pipe()
+        environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "FASTOPT_CACHE_DIR": self._folder.name}
+        environment.pop("PYTEST_ADDOPTS", None)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "", *names],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            cwd=root,
+            env={**environment, REPORTS: str(writing)},
+            pass_fds=[writing],
+        )
+        os.close(writing)
+        self._reports = open(reading)  # noqa: SIM115
+        self._finished = {}
+
+    def result(self, name):
+        """Wait for the test `name`; its outcome and what there is to say about it."""
+        found = ("passed", "")
+        while name not in self._finished:
+            line = self._reports.readline()
+            if not line:  # the process has ended before
+                self._log.seek(0)
+                return "failed", f"the simulator ended without a result of this test:\n{self._log.read()[-5000:]}"
+            reported, when, *outcome = json.loads(line)
+            if found[0] == "passed":
+                found = tuple(outcome)
+            if when == "teardown":
+                self._finished[reported], found = found, ("passed", "")
+        return self._finished[name]
+
+    def close(self):
+        self._process.kill()
+        self._process.wait()
+        self._reports.close()
+        self._log.close()
+        self._folder.cleanup()
+
+
+def report(result):
+    """Write a report of pytest, in the simulator's process, for the one that started it."""
+    if REPORTS not in os.environ:
+        return
+    text = result.longrepr[2] if result.skipped else result.longreprtext
+    for title, content in result.sections if result.failed else ():
+        text += f"\n--- {title} ---\n{content}"
+    line = json.dumps([result.nodeid, result.when, result.outcome, text])
+    os.write(int(os.environ[REPORTS]), f"{line}\n".encode())
