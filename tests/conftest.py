@@ -1,8 +1,14 @@
-"""Fixtures that pin the instruction set and let small arrays run on many threads."""
+"""Fixtures that pin the instruction set and let small arrays run on many threads; which tests are exhaustive."""
 
 import pytest
+import tiers
 
 from fastopt import backends
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at markers
+def pytest_collection_modifyitems(items):
+    tiers.mark_exhaustive(items)
 
 
 @pytest.fixture

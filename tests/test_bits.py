@@ -64,6 +64,7 @@ def check(config, n, params, gradients, n_threads):
         assert_same_bits(joined(optimizer, params, name), array, f"{config}, {name}")
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("isa", cpu.available_isas())
@@ -75,6 +76,7 @@ def test_one_tensor_has_the_bits_of_the_rule(config, isa, n_threads, n, use_isa)
     check(config, n, [p.copy()], [[g] for g in gradients], n_threads)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("isa", cpu.available_isas())

@@ -86,6 +86,7 @@ def assert_equals_separate(optimizer, params, separate, step, gradients, info, w
     assert info.applied is True
 
 
+@pytest.mark.covering(2, each="stages")
 @pytest.mark.parametrize("stages", COMBINATIONS, ids=", ".join)
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.bits
@@ -104,6 +105,7 @@ def test_stages_equal_the_same_steps_done_one_after_another(config, stages):
         assert_equals_separate(optimizer, params, separate, step, gradients, info, f"{config}, {', '.join(stages)}")
 
 
+@pytest.mark.covering(2)
 @pytest.mark.usefixtures("parallel_from_the_first_element")
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("isa", cpu.available_isas())

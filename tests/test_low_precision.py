@@ -61,6 +61,7 @@ def gradients(n, n_steps=20):
         yield np.where(rng.random(n) < 0.1, 0, rng.standard_normal(n) * size).astype(np.float32)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.usefixtures("parallel_from_the_first_element")
 @pytest.mark.parametrize("n", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * TILE + 100])
 @pytest.mark.parametrize("isa", cpu.available_isas())
@@ -91,6 +92,7 @@ def stepped(config, cuts, state_dtype, isa, n_threads, monkeypatch, neighbours=F
     return b"".join(p.tobytes() for p in params), b"".join(states)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.usefixtures("parallel_from_the_first_element")
 @pytest.mark.parametrize("isa", cpu.available_isas())
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
