@@ -116,7 +116,7 @@ plt.show()
 # burst that is as long as a first step.
 #
 # Twenty features, present with probabilities from 1 down to 0.01, one sample a step. Each optimizer has the best of
-# eight learning rates, chosen by other data than those shown.
+# nine learning rates, chosen by other data than those shown.
 
 FREQUENCIES = np.geomspace(1, 0.01, 20)
 RARE = 18
@@ -152,7 +152,7 @@ with np.errstate(over="ignore", invalid="ignore"):  # some rates diverge
     for name, (optimizer, schedule, _) in contestants.items():
         tried = {
             lr: np.mean([abs(learn_sparse(optimizer, lr, schedule, seed)[0][-1]) for seed in (1, 2, 3)])
-            for lr in np.geomspace(0.02, 1, 8)
+            for lr in np.geomspace(0.02, 2, 9)
         }
         best = min(tried, key=lambda lr: tried[lr] if np.isfinite(tried[lr]) else np.inf)
         finals = [abs(learn_sparse(optimizer, best, schedule, seed)[0][-1]) for seed in range(4, 12)]
