@@ -1,0 +1,50 @@
+# Room 1: hyperparameters are compared with those last seen, by identity; what changed is read anew. Part of engine.pyx.
+
+
+cdef int check_groups(Plan plan) except -1:
+    """See that the kernels and hyperparameters are those that the param groups ask for now."""
+    cdef Py_ssize_t k
+    for k in range(plan.n_groups):
+        if not group_is_unchanged(plan, k):
+            read_group(plan, k)
+    if PyList_GET_SIZE(plan.param_groups) != plan.n_groups:  # last: reading can run code of the user's
+        plan.optimizer()._refuse_regrouping()
+    for k in range(plan.n_groups):
+        if PyList_GET_ITEM(plan.param_groups, k) != PyTuple_GET_ITEM(plan.group_dicts, k):
+            plan.optimizer()._refuse_regrouping()
+    return 0
+
+
+cdef bint group_is_unchanged(Plan plan, Py_ssize_t k):
+    cdef object values = <object>PyList_GET_ITEM(plan.group_values, k)
+    cdef object group = <object>PyTuple_GET_ITEM(plan.group_dicts, k)
+    cdef Py_ssize_t i
+    if values is None or PyDict_Size(group) != PyTuple_GET_SIZE(values):
+        return False
+    for i in range(PyTuple_GET_SIZE(plan.hyper_names)):
+        if PyDict_GetItem(group, <object>PyTuple_GET_ITEM(plan.hyper_names, i)) != PyTuple_GET_ITEM(values, i):
+            return False
+    return True
+
+
+cdef int read_group(Plan plan, Py_ssize_t k) except -1:
+    cdef Group* group = &plan.groups[k]
+    name, hyper = plan.optimizer()._read_group(k)
+    live = plan.group_dicts[k]
+    if plan.kernels is not None:
+        capsule, states, n_scalars = plan.kernels[name]
+        if len(hyper) > MAX_HYPERS or len(states) > MAX_STATES or plan.n_running > MAX_RUNNING:
+            raise OverflowError(f"{name}: more hyperparameters, states or running scalars than kernel.h allows")
+        if n_scalars > MAX_SCALARS:
+            raise OverflowError(f"{name}: more host scalars than kernel.h allows")
+        group.kernel = <const kernel*>PyCapsule_GetPointer(capsule, "fastopt.kernel")
+        group.n_states = <int>len(states)
+        for i, state in enumerate(states):
+            group.states[i] = plan.state_names.index(state)
+        for i, value in enumerate(hyper):
+            group.hyper[i] = value
+    # Values that no kernel reads (such as initial_lr) stand behind the others: only their number counts.
+    values = [live[key] for key in plan.hyper_names]
+    values += [live[key] for key in live if key not in plan.hyper_names]
+    plan.group_values[k] = tuple(values)
+    return 0

@@ -1,0 +1,117 @@
+# Memory ranges of arrays, sorted: who overlaps whom. Part of engine.pyx.
+# What an overlap means, and how it is refused, is decided in Python (fastopt/_buffers.py).
+
+
+cdef struct Range:
+    uintptr_t first
+    uintptr_t end
+    Py_ssize_t owner
+
+
+cdef int compare_ranges(const void* a, const void* b) noexcept nogil:
+    cdef uintptr_t x = (<Range*>a).first
+    cdef uintptr_t y = (<Range*>b).first
+    return (x > y) - (x < y)
+
+
+cdef class Ranges:
+    """Sorted memory ranges of arrays, empty ones left out: finds overlaps in O(log n).
+
+    Parameters
+    ----------
+    arrays
+        Arrays, and None, which counts for nothing.
+    gap : int
+        Arrays that follow each other in this list and in memory become one range, with so many bytes between them at
+        most where they are of one allocation. -1 keeps every array apart.
+    """
+
+    cdef Range* ranges
+    cdef Py_ssize_t n
+
+    def __cinit__(self, list arrays, int gap=-1):
+        cdef Py_ssize_t i
+        cdef cnp.ndarray array
+        cdef Range* last = NULL
+        cdef PyObject* allocation = NULL
+        cdef uintptr_t first
+        self.ranges = <Range*>calloc(len(arrays) + 1, sizeof(Range))
+        if self.ranges == NULL:
+            raise MemoryError
+        for i in range(len(arrays)):
+            array = arrays[i]
+            if array is None or not cnp.PyArray_SIZE(array):
+                continue
+            first = <uintptr_t>cnp.PyArray_DATA(array)
+            if gap >= 0 and last != NULL and (
+                first == last.end
+                or (allocation == cnp.PyArray_BASE(array) and last.end < first <= last.end + <uintptr_t>gap)
+            ):
+                last.end = first + <uintptr_t>cnp.PyArray_NBYTES(array)
+                continue
+            last = &self.ranges[self.n]
+            last.first = first
+            last.end = first + <uintptr_t>cnp.PyArray_NBYTES(array)
+            last.owner = i
+            allocation = cnp.PyArray_BASE(array)
+            self.n += 1
+        qsort(self.ranges, self.n, sizeof(Range), compare_ranges)
+
+    def plus(self, Ranges others):
+        """The ranges of both, in a new object."""
+        cdef Ranges made = Ranges.__new__(Ranges, [])
+        cdef Range* ranges = <Range*>calloc(self.n + others.n + 1, sizeof(Range))
+        cdef Py_ssize_t i = 0, k = 0
+        if ranges == NULL:
+            raise MemoryError
+        free(made.ranges)
+        made.ranges = ranges
+        made.n = self.n + others.n
+        while i + k < made.n:
+            if k == others.n or (i < self.n and self.ranges[i].first <= others.ranges[k].first):
+                ranges[i + k] = self.ranges[i]
+                i += 1
+            else:
+                ranges[i + k] = others.ranges[k]
+                k += 1
+        return made
+
+    def __dealloc__(self):
+        free(self.ranges)
+
+    def first_overlap(self):
+        """Positions of two arrays that overlap each other, or None."""
+        cdef Py_ssize_t k
+        for k in range(1, self.n):
+            if self.ranges[k].first < self.ranges[k - 1].end:
+                return tuple(sorted((self.ranges[k - 1].owner, self.ranges[k].owner)))
+        return None
+
+    def overlapping(self, list arrays):
+        """Positions of the arrays that overlap one of the ranges, which must not overlap each other."""
+        cdef Py_ssize_t k
+        cdef cnp.ndarray array
+        cdef list found = []
+        for k in range(len(arrays)):
+            array = arrays[k]
+            first = <uintptr_t>cnp.PyArray_DATA(array)
+            if self.find(first, first + <uintptr_t>cnp.PyArray_NBYTES(array)) >= 0:
+                found.append(k)
+        return found
+
+    cdef Py_ssize_t find(self, uintptr_t first, uintptr_t end) noexcept nogil:
+        """Position of an array that overlaps [first, end), or -1. The ranges must not overlap each other."""
+        cdef Py_ssize_t low = 0
+        cdef Py_ssize_t high = self.n
+        cdef Py_ssize_t middle
+        if first == end:
+            return -1
+        while low < high:  # the first range that ends after `first`
+            middle = (low + high) // 2
+            if self.ranges[middle].end <= first:
+                low = middle + 1
+            else:
+                high = middle
+        if low < self.n and self.ranges[low].first < end:
+            return self.ranges[low].owner
+        return -1

@@ -1,0 +1,125 @@
+# Room 4: host scalars of every (group, step count), and tensors that become segments. Part of engine.pyx.
+
+
+cdef inline uint64_t dither_key(uint64_t seed, int64_t step) noexcept nogil:
+    """What the rounding of one step draws its bits from: two rounds of SplitMix64's finalizer."""
+    cdef uint64_t x = seed
+    cdef int k
+    for k in range(2):
+        x += <uint64_t>0x9E3779B97F4A7C15
+        x = (x ^ (x >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
+        x = (x ^ (x >> 27)) * <uint64_t>0x94D049BB133111EB
+        x ^= x >> 31
+        if k == 0:
+            x ^= <uint64_t>step
+    return x
+
+
+cdef inline double warmed_up(double decay, double step) noexcept nogil:
+    """The average's decay in step number `step` (1 is the first): its first steps forget the initial weights."""
+    cdef double ramp = (1.0 + step) / (10.0 + step)
+    return ramp if ramp < decay else decay
+
+
+cdef Py_ssize_t make_segments(Plan plan, Py_ssize_t* total, float grad_scale, float clip_coefficient) except -1:
+    """Compute the scalars of every gathered tensor and turn neighbours in memory into one segment.
+
+    Scale and coefficient go into the rule's scalars, or, where gradients are clipped element by element,
+    into that stage.
+    """
+    cdef bint clips = plan.pipeline.clips
+    cdef int trust = plan.pipeline.trust
+    cdef Py_ssize_t first_block = 0
+    cdef double hyper[MAX_HYPERS]
+    cdef double ema_decay = plan.ema_decay
+    cdef Py_ssize_t k, previous, j, at = -1, n_segments = 0
+    cdef Planned* t
+    cdef Planned* before
+    cdef Group* group
+    cdef Segment segment    # so far, with the neighbours that were joined to it
+    cdef Segment following  # the next tensor's, which may be joined to it
+    cdef float* scalars = NULL
+    cdef bint same
+    memset(&segment, 0, sizeof(segment))
+    memset(&following, 0, sizeof(following))
+    total[0] = 0
+    previous = -1
+    for k in range(plan.n_active):
+        t = &plan.tensors[plan.active[k].tensor]
+        group = &plan.groups[t.group]
+        same = previous >= 0
+        if same:
+            before = &plan.tensors[plan.active[previous].tensor]
+            same = before.group == t.group and before.step[0] == t.step[0]
+            for j in range(plan.n_running):
+                same = same and before.running[j] == t.running[j]
+        if same:
+            memcpy(plan.active[k].running, plan.active[previous].running, sizeof(plan.active[k].running))
+            if trust == TRUST_GRADIENT:  # every tensor has a ratio of its own in there
+                memcpy(scalars + MAX_SCALARS, scalars, MAX_SCALARS * sizeof(float))
+                at += 1
+                scalars += MAX_SCALARS
+        else:
+            at += 1
+            scalars = plan.scalars + at * MAX_SCALARS
+            memcpy(plan.active[k].running, t.running, plan.n_running * sizeof(double))
+            memcpy(hyper, group.hyper, sizeof(hyper))
+            if trust == TRUST_UPDATE:
+                hyper[LR] = 1.0  # the rule gives the direction; the engine scales it
+            group.kernel.scalars(hyper, <double>(t.step[0] + 1), plan.active[k].running, scalars)
+            for j in range(group.kernel.n_scalars):
+                if not isfinite(scalars[j]):
+                    _buffers.refuse_scalars(plan.optimizer(), plan.active[k].tensor, t.step[0] + 1)
+            if not clips:
+                scalars[GRAD_SCALE] *= grad_scale
+                scalars[CLIP_COEFFICIENT] = clip_coefficient
+            if plan.ema_warmup:
+                ema_decay = warmed_up(plan.ema_decay, <double>(t.step[0] + 1))
+        previous = k
+        if t.n == 0:
+            continue
+        if t.low == NULL:
+            following.p = <float*>t.data
+        else:
+            following.high = <uint16_t*>t.data
+            following.low = t.low
+        following.gradient = plan.active[k].gradient
+        following.storage = plan.active[k].storage
+        for j in range(group.n_states):
+            following.states[j] = t.states[group.states[j]]
+            following.scales[j] = t.scales[group.states[j]]
+        following.states[group.n_states] = NULL
+        following.n_states = group.n_states
+        following.n = t.n
+        following.context.distance = plan.distance
+        if plan.state_dtype != STATES_FLOAT32:
+            following.context.step = <uint32_t>(t.step[0] + 1)
+            following.context.key = dither_key(plan.seed, t.step[0] + 1)
+            following.context.index = t.index
+        following.ema = t.ema
+        following.ema_decay = <float>ema_decay
+        following.ema_weight = <float>(1.0 - ema_decay)
+        following.copy = t.copy
+        following.tile = group.kernel.tile[plan.state_dtype]
+        if trust != NO_TRUST:
+            following.kernel = group.kernel
+            following.hyper = group.hyper
+            following.first_block = first_block
+            following.update = t.update
+            first_block += (t.n + NORM_BLOCK - 1) // NORM_BLOCK
+            if trust == TRUST_UPDATE:
+                following.states[group.n_states] = t.update
+        following.scalars = scalars
+        total[0] += t.n
+        same = trust == NO_TRUST and segment.n > 0 and segment.scalars == scalars
+        if same and follows(&segment, &following, plan.state_size):
+            segment.n += t.n
+            continue
+        if segment.n:
+            store_if_changed(&plan.segments[n_segments], &segment)
+            n_segments += 1
+        segment = following
+    if segment.n:
+        store_if_changed(&plan.segments[n_segments], &segment)
+        n_segments += 1
+    return n_segments
