@@ -1,7 +1,7 @@
 """How Sphinx builds the site: `python -m sphinx -W -b html docs build/site`.
 
 Needs `python -m pip install -e ".[docs]"`, and PyTorch for some of the examples. Nothing is fetched: formulas become
-MathML in a font from ziamath, the charts' JavaScript comes from vl-convert-python. Texts and pictures that are made from
+MathML in a font from ziamath, the charts' JavaScript comes from vl-convert-python. Texts and pictures that come from
 the code are made by `_ext/`.
 """
 
