@@ -41,8 +41,10 @@ class BuildKernels(build_ext):
                 path.write_text(text, encoding="utf-8")
         for extension in self.extensions:
             extension.include_dirs += ["kernels", numpy.get_include()]
-            extension.depends += [str(path) for ending in ("*.h", "*.pxi") for path in Path("kernels").glob(ending)]
-        made = cythonize(self.extensions, build_dir=str(GENERATED), language_level=3, quiet=True)
+            extension.depends += [str(path) for ending in ("*.h", "*.pxd", "*.pxi") for path in Path("kernels").glob(ending)]
+        made = cythonize(
+            self.extensions, include_path=["kernels"], build_dir=str(GENERATED), language_level=3, quiet=True
+        )
         for extension, cythonized in zip(self.extensions, made, strict=True):
             extension.sources = cythonized.sources
         self.parallel = self.parallel or os.cpu_count()

@@ -146,7 +146,8 @@ def build() -> None:
     isa = cpu.isa()
     text = source(isa)
     flags = [*_codegen.FLAGS, *_codegen.ISA_FLAGS.get(isa, ())]
-    headers = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "kernels").glob("*.h")))
+    files = sorted(path for path in (ROOT / "kernels").iterdir() if path.suffix in (".h", ".pxd"))
+    headers = "".join(path.read_text(encoding="utf-8") for path in files)
     made = hashlib.sha256(repr((text, headers, flags, sys.version)).encode()).hexdigest()[:16]
     cpu.add_kernels(_module(text, flags, CACHE / made).KERNELS)
 
@@ -172,7 +173,7 @@ def _compile(text: str, flags: list[str], folder: Path, name: str) -> Path:
     path.write_text(text, encoding="utf-8")
     include = [str(ROOT / "kernels")]
     extension = Extension(name, [str(path)], include_dirs=include, extra_compile_args=flags)
-    made = cythonize([extension], build_dir=str(folder), quiet=True)
+    made = cythonize([extension], include_path=include, build_dir=str(folder), quiet=True)
     command: Any = Distribution({"ext_modules": made}).get_command_obj("build_ext")
     command.build_lib = command.build_temp = str(folder)
     command.ensure_finalized()

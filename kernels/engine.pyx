@@ -37,6 +37,11 @@ from libc.string cimport memcmp, memcpy, memset
 
 cimport numpy as cnp
 
+from kernel cimport (
+    LANES, MAX_HYPERS, MAX_RUNNING, MAX_SCALARS, MAX_STATES, STATES_8BIT, STATES_BFLOAT16, STATES_FLOAT32,
+    TILE_ELEMENTS, kernel, tile_context, tile_function, tile_stages,
+)
+
 import weakref
 
 import numpy
@@ -46,45 +51,6 @@ from fastopt import _buffers
 cnp.import_array()
 
 cdef object ACCUMULATED = _buffers.ACCUMULATED
-
-cdef extern from "kernel.h":
-    enum: MAX_STATES
-    enum: MAX_SCALARS
-    enum: MAX_HYPERS
-    enum: MAX_RUNNING
-    enum: MAX_CODED_STATES
-    enum: TILE_ELEMENTS
-    enum: STATES_FLOAT32
-    enum: STATES_BFLOAT16
-    enum: STATES_8BIT
-    ctypedef struct tile_context:
-        uint64_t key
-        int64_t index
-        uint32_t step
-        int distance
-    ctypedef void (*tile_function)(
-        float*, const float*, void* const*, uint16_t* const*, Py_ssize_t, Py_ssize_t, const float*, const tile_context*
-    ) noexcept nogil
-    ctypedef void (*scalars_function)(const double*, double, double*, float*) noexcept nogil
-    ctypedef double (*trust_function)(const double*, double, double) noexcept nogil
-    ctypedef struct kernel:
-        tile_function tile[3]
-        scalars_function scalars
-        trust_function trust
-        int n_scalars
-    enum: LANES
-    ctypedef struct tile_stages:
-        void (*decode_bfloat16)(const uint16_t*, float*, Py_ssize_t) noexcept nogil
-        void (*decode_float16)(const uint16_t*, float*, Py_ssize_t) noexcept nogil
-        void (*encode_bfloat16)(const float*, uint16_t*, Py_ssize_t) noexcept nogil
-        void (*encode_float16)(const float*, uint16_t*, Py_ssize_t) noexcept nogil
-        void (*join)(const uint16_t*, const uint16_t*, float*, Py_ssize_t) noexcept nogil
-        void (*split)(const float*, uint16_t*, uint16_t*, Py_ssize_t) noexcept nogil
-        void (*clip)(const float*, float*, Py_ssize_t, float, float, float) noexcept nogil
-        void (*apply)(float*, const float*, Py_ssize_t, float) noexcept nogil
-        void (*average)(const float*, float*, Py_ssize_t, float, float) noexcept nogil
-        void (*accumulate)(const float*, float*, Py_ssize_t) noexcept nogil
-        void (*sum_squares)(const float*, Py_ssize_t, float, Py_ssize_t, double*) noexcept nogil
 
 cdef extern from "prefetch.h":
     enum: FAR_DISTANCE

@@ -236,7 +236,7 @@ def _build(folder, source):
         include_dirs=[str(TEMPLATE.parent)],
         extra_compile_args=list(_codegen.FLAGS),
     )
-    made = cythonize([extension], build_dir=str(folder), quiet=True)
+    made = cythonize([extension], include_path=[str(TEMPLATE.parent)], build_dir=str(folder), quiet=True)
     command = Distribution({"ext_modules": made}).get_command_obj("build_ext")
     command.build_lib = command.build_temp = str(folder)
     command.ensure_finalized()

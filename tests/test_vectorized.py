@@ -30,7 +30,7 @@ def source(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("vectorized") / "probe.pyx"
     path.write_text(_codegen.cython_source(registry.values(), KERNELS / "kernels.pyx.in", "test"))
-    return Path(cythonize(str(path), language_level=3).c_file)
+    return Path(cythonize(str(path), include_path=[str(KERNELS)], language_level=3).c_file)
 
 
 @pytest.mark.parametrize("isa", _codegen.ISA_FLAGS)
