@@ -34,14 +34,23 @@ class BuildKernels(build_ext):
         from Cython.Build import cythonize
 
         GENERATED.mkdir(parents=True, exist_ok=True)
+        texts = {"stage_positions.h": _codegen.stage_positions()}
         for isa in isas():
-            text = _codegen.cython_source(registry.values(), Path("kernels", "kernels.pyx.in"), isa)
-            path = GENERATED / f"{module(isa)}.pyx"
+            texts[f"{module(isa)}.pyx"] = _codegen.cython_source(
+                registry.values(), Path("kernels", "kernels.pyx.in"), isa
+            )
+        for name, text in texts.items():
+            path = GENERATED / name
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 path.write_text(text, encoding="utf-8")
         for extension in self.extensions:
-            extension.include_dirs += ["kernels", numpy.get_include()]
-            extension.depends += [str(path) for ending in ("*.h", "*.pxd", "*.pxi") for path in Path("kernels").glob(ending)]
+            extension.include_dirs += ["kernels", str(GENERATED), numpy.get_include()]
+            extension.depends += [
+                str(path)
+                for folder in ("kernels", GENERATED)
+                for path in Path(folder).iterdir()
+                if path.suffix in (".h", ".pxd", ".pxi")
+            ]
         made = cythonize(
             self.extensions, include_path=["kernels"], build_dir=str(GENERATED), language_level=3, quiet=True
         )

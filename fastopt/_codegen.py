@@ -657,6 +657,15 @@ def hyper_slots(spec: Spec) -> list[tuple[str, int]]:
     return [(name, 1) for name in STAGE_HYPERS] + [(n, w) for n, w in own if n not in STAGE_HYPERS]
 
 
+def stage_positions() -> str:
+    """Text of a C header: where the gradient stage's host scalars and hyperparameters stand among those of a kernel."""
+    names = {"SCALAR": _returned(Function.parse(_stages.scalars)), "HYPER": STAGE_HYPERS}
+    text = "/* Generated from fastopt/_stages.py. Not to be edited. */\n"
+    for prefix, ordered in names.items():
+        text += "enum {\n" + "".join(f"    {prefix}_{name.upper()},\n" for name in ordered) + "};\n"
+    return text
+
+
 def cython_source(specs: Iterable[Spec], template: Path, isa: str) -> str:
     """Text of the Cython module that holds the kernels of `specs`, from the template in `kernels/`."""
     text: list[str] = []

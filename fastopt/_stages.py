@@ -13,7 +13,7 @@ from fastopt._rule import sign
 def scalars(lr, weight_decay, decoupled, inside, l1, maximize):
     """Host scalars, float64; rounded once to float32.
 
-    The engine puts a step's scale, its clipping and a tensor's trust ratio into the first three.
+    The engine puts a step's scale, its clipping and a tensor's trust ratio into grad_scale, clip_coefficient and trust.
     """
     return dict(
         grad_scale=-1 if maximize else 1,

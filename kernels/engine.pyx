@@ -52,6 +52,13 @@ cnp.import_array()
 
 cdef object ACCUMULATED = _buffers.ACCUMULATED
 
+# Generated from fastopt/_stages.py: where the gradient stage's numbers stand among those of a kernel.
+cdef extern from "stage_positions.h":
+    enum: SCALAR_GRAD_SCALE
+    enum: SCALAR_CLIP_COEFFICIENT
+    enum: SCALAR_TRUST
+    enum: HYPER_LR
+
 cdef extern from "prefetch.h":
     enum: FAR_DISTANCE
     enum: NEAR_DISTANCE
@@ -75,15 +82,19 @@ cdef extern from "cpu_features.h":
 TILE = TILE_ELEMENTS
 """Elements of one call of a kernel. Threads own whole tiles of a tensor."""
 
+SCALAR_POSITIONS = {
+    "grad_scale": SCALAR_GRAD_SCALE, "clip_coefficient": SCALAR_CLIP_COEFFICIENT, "trust": SCALAR_TRUST
+}
+"""Host scalars that the engine itself sets -> their positions among a kernel's."""
+
+HYPER_POSITIONS = {"lr": HYPER_LR}
+"""Hyperparameters that the engine itself reads -> their positions among a kernel's."""
+
 cdef enum:
     CODE_BLOCK = 64      # elements of a tensor whose 8-bit states share a scale; divides a tile
     SEGMENT_WEIGHT = 64  # what starting a segment costs, in elements; balances many small tensors
     GIL_BELOW = 16384    # elements for which releasing the GIL costs more than it gives
     NORM_BLOCK = 16384   # elements of one partial sum of a norm; a multiple of a tile
-    GRAD_SCALE = 0       # the gradient stage's first three host scalars (fastopt._stages)
-    CLIP_COEFFICIENT = 1
-    TRUST = 2
-    LR = 0               # the first hyperparameter of every kernel
 
 # How an array of gradients or copies holds its numbers.
 cdef enum:

@@ -115,10 +115,10 @@ cdef void run_trusted(
         other_sum = sum_of_blocks(norms + 1, n_blocks, 2)
         ratio = segments[k].kernel.trust(segments[k].hyper, sqrt(p_sum), sqrt(other_sum))
         if pipeline.trust == TRUST_UPDATE:
-            segments[k].size = float32_at_most(segments[k].hyper[LR] * ratio)
+            segments[k].size = float32_at_most(segments[k].hyper[HYPER_LR] * ratio)
         else:
             scalars = <float*>segments[k].scalars
-            scalars[TRUST] = float32_at_most(ratio)
+            scalars[SCALAR_TRUST] = float32_at_most(ratio)
     pipeline.phase = FINISH
     run(segments, n_segments, total, pipeline, n_threads)
     pipeline.phase = WHOLE

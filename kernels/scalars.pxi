@@ -65,14 +65,14 @@ cdef Py_ssize_t make_segments(Plan plan, Py_ssize_t* total, float grad_scale, fl
             memcpy(plan.active[k].running, t.running, plan.n_running * sizeof(double))
             memcpy(hyper, group.hyper, sizeof(hyper))
             if trust == TRUST_UPDATE:
-                hyper[LR] = 1.0  # the rule gives the direction; the engine scales it
+                hyper[HYPER_LR] = 1.0  # the rule gives the direction; the engine scales it
             group.kernel.scalars(hyper, <double>(t.step[0] + 1), plan.active[k].running, scalars)
             for j in range(group.kernel.n_scalars):
                 if not isfinite(scalars[j]):
                     _buffers.refuse_scalars(plan.optimizer(), plan.active[k].tensor, t.step[0] + 1)
             if not clips:
-                scalars[GRAD_SCALE] *= grad_scale
-                scalars[CLIP_COEFFICIENT] = clip_coefficient
+                scalars[SCALAR_GRAD_SCALE] *= grad_scale
+                scalars[SCALAR_CLIP_COEFFICIENT] = clip_coefficient
             if plan.ema_warmup:
                 ema_decay = warmed_up(plan.ema_decay, <double>(t.step[0] + 1))
         previous = k

@@ -25,7 +25,7 @@ def run_once(
     for k in range(len(hyper)):
         values[k] = hyper[k]
     if trust == "update":
-        values[LR] = 1.0
+        values[HYPER_LR] = 1.0
     if running is not None:
         array = running
         n_running = cnp.PyArray_SIZE(array)
@@ -33,7 +33,7 @@ def run_once(
     caller = enter_host()
     chosen.scalars(values, step, advanced, scalars)
     leave_kernels(caller)
-    values[LR] = hyper[LR]
+    values[HYPER_LR] = hyper[HYPER_LR]
     for k in range(chosen.n_scalars):
         if not isfinite(scalars[k]):
             return False

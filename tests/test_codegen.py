@@ -12,7 +12,7 @@ from configs import Config
 from oracle import Oracle, assert_same_bits
 
 import fastopt
-from fastopt import _codegen, _functions
+from fastopt import _codegen, _functions, backends
 from fastopt._rule import Spec, registry
 from fastopt.backends import cpu
 
@@ -129,6 +129,15 @@ def test_host_scalars_outside_their_language_are_refused(tmp_path, scalars, mess
     spec = optimizer(tmp_path, scalars=scalars)
     with pytest.raises(_codegen.RuleError, match=message):
         _codegen.cython_source([spec], TEMPLATE, "test")
+
+
+@pytest.mark.parametrize("spec", registry.values(), ids=lambda spec: spec.name)
+def test_the_engine_sets_the_numbers_that_a_kernel_reads_under_these_names(spec):
+    engine = backends.engine()
+    scalars = _codegen.scalar_names(spec)
+    hypers = [name for name, width in _codegen.hyper_slots(spec) for _ in range(width)]
+    assert {name: scalars.index(name) for name in engine.SCALAR_POSITIONS} == engine.SCALAR_POSITIONS
+    assert {name: hypers.index(name) for name in engine.HYPER_POSITIONS} == engine.HYPER_POSITIONS
 
 
 @pytest.mark.parametrize("spec", registry.values(), ids=lambda spec: spec.name)

@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 
 TILE: int
+SCALAR_POSITIONS: dict[str, int]
+HYPER_POSITIONS: dict[str, int]
 OPENMP: bool
 
 def set_default_n_threads(n_threads: int) -> None: ...
