@@ -1,7 +1,6 @@
 """Generates the Cython text from the rules and builds one extension per instruction set. Nothing else."""
 
 import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -15,15 +14,10 @@ os.chdir(ROOT)
 sys.path.insert(0, str(ROOT))
 
 from fastopt import _codegen, _functions, optimizers  # noqa: E402, F401
+from fastopt._instruction_sets import for_this_machine  # noqa: E402
 from fastopt._rule import registry  # noqa: E402
 
 GENERATED = Path("build", "generated")
-
-
-def isas():
-    """Instruction sets to build for: the x86-64 levels there, the baseline alone elsewhere."""
-    on_x86_64 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
-    return _codegen.ISA_FLAGS if on_x86_64 else {"baseline": []}
 
 
 class BuildKernels(build_ext):
@@ -35,9 +29,9 @@ class BuildKernels(build_ext):
 
         GENERATED.mkdir(parents=True, exist_ok=True)
         texts = {"stage_positions.h": _codegen.stage_positions()}
-        for isa in isas():
-            texts[f"{module(isa)}.pyx"] = _codegen.cython_source(
-                registry.values(), Path("kernels", "kernels.pyx.in"), isa
+        for row in for_this_machine():
+            texts[f"{row.module}.pyx"] = _codegen.cython_source(
+                registry.values(), Path("kernels", "kernels.pyx.in"), row.name
             )
         for name, text in texts.items():
             path = GENERATED / name
@@ -66,7 +60,7 @@ class BuildKernels(build_ext):
         openmp = ["-fopenmp"] if self.compiles(["-fopenmp"], "#include <omp.h>\nint main(void) { return 0; }") else []
         if not openmp:
             print("fastopt: this compiler has no OpenMP; every step will run on one thread")
-        wanted = {f"fastopt.backends.{module(isa)}": extra for isa, extra in isas().items()}
+        wanted = {f"fastopt.backends.{row.module}": row.flags for row in for_this_machine()}
         unsupported = [name for name, extra in wanted.items() if extra and not self.compiles(extra)]
         for name in unsupported:
             print(f"fastopt: this compiler cannot build {name}; it is left out")
@@ -98,14 +92,13 @@ class BuildStubs(build_py):
         super().run()
 
 
-def module(isa):
-    return f"_kernels_{isa.replace('-', '_')}"
-
-
 setup(
     ext_modules=[
         Extension("fastopt.backends._engine", ["kernels/engine.pyx"]),
-        *(Extension(f"fastopt.backends.{module(isa)}", [str(GENERATED / f"{module(isa)}.pyx")]) for isa in isas()),
+        *(
+            Extension(f"fastopt.backends.{row.module}", [str(GENERATED / f"{row.module}.pyx")])
+            for row in for_this_machine()
+        ),
     ],
     cmdclass={"build_ext": BuildKernels, "build_py": BuildStubs},
 )

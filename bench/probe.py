@@ -19,6 +19,7 @@ from bench.buffers import Buffers, adopt
 from bench.peers import Contestant
 from bench.workloads import Workload
 from fastopt import _codegen
+from fastopt._instruction_sets import INSTRUCTION_SETS
 from fastopt._optimizer import Optimizer, Options, Params, Unpack
 from fastopt._rule import NonNegative, Spec
 from fastopt.backends import cpu
@@ -145,7 +146,7 @@ def build() -> None:
     """Make the probes of the instruction set in use known to the engine; compile them unless done before."""
     isa = cpu.isa()
     text = source(isa)
-    flags = [*_codegen.FLAGS, *_codegen.ISA_FLAGS.get(isa, ())]
+    flags = [*_codegen.FLAGS, *INSTRUCTION_SETS[isa].flags]
     files = sorted(path for path in (ROOT / "kernels").iterdir() if path.suffix in (".h", ".pxd"))
     headers = "".join(path.read_text(encoding="utf-8") for path in files)
     made = hashlib.sha256(repr((text, headers, flags, sys.version)).encode()).hexdigest()[:16]

@@ -30,11 +30,6 @@ FLAGS = (
     *("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
     "--param=max-completely-peel-times=8",  # or GCC unrolls a loop of 16 before it thinks of vectors
 )
-ISA_FLAGS: Mapping[str, tuple[str, ...]] = {
-    "baseline": (),
-    "x86-64-v3": ("-march=x86-64-v3",),
-    "x86-64-v4": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
-}
 STAGE_HYPERS = tuple(inspect.signature(_stages.scalars).parameters)
 
 _RULE_NODES = (

@@ -1,24 +1,35 @@
-/* Which of the x86-64 levels this processor and operating system can run. */
+/* Which features this processor and operating system have, by the names that fastopt/_instruction_sets.py uses. */
 #ifndef FASTOPT_CPU_FEATURES_H
 #define FASTOPT_CPU_FEATURES_H
 
-/* 1 for baseline, 3 for x86-64-v3 (AVX2), 4 for x86-64-v4 (AVX-512). */
-static inline int x86_64_level(void) {
+#include <string.h>
+
+typedef struct {
+    const char *name;
+    int supported;
+} cpu_feature;
+
+#define MAX_CPU_FEATURES 32
+
 #if defined(__x86_64__) && defined(__GNUC__)
+/* The builtin looks at what the operating system saves, too. */
+#define ASK(feature) {feature, __builtin_cpu_supports(feature) != 0}
+static inline int cpu_features(cpu_feature *answers) {
     __builtin_cpu_init();
-    /* The builtin looks at what the operating system saves, too. lzcnt and movbe have no name there in
-     * older compilers; every processor with AVX2 and BMI2 has them. */
-    if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-          __builtin_cpu_supports("bmi2")))
-        return 1;
-    if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-          __builtin_cpu_supports("avx512vl")))
-        return 3;
-    return 4;
-#else
-    return 1;
-#endif
+    const cpu_feature asked[] = {
+        ASK("avx2"), ASK("bmi"), ASK("bmi2"), ASK("fma"),
+        ASK("avx512f"), ASK("avx512bw"), ASK("avx512cd"), ASK("avx512dq"), ASK("avx512vl"),
+    };
+    memcpy(answers, asked, sizeof asked);
+    return sizeof asked / sizeof *asked;
 }
+#undef ASK
+#else
+/* Nothing is asked for here: the baseline runs. */
+static inline int cpu_features(cpu_feature *answers) {
+    (void)answers;
+    return 0;
+}
+#endif
 
 #endif

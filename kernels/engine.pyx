@@ -77,7 +77,11 @@ cdef extern from "team.h":
     int affordable_team(int) noexcept nogil
 
 cdef extern from "cpu_features.h":
-    int x86_64_level() noexcept nogil
+    enum: MAX_CPU_FEATURES
+    ctypedef struct cpu_feature:
+        const char* name
+        bint supported
+    int cpu_features(cpu_feature*) noexcept nogil
 
 TILE = TILE_ELEMENTS
 """Elements of one call of a kernel. Threads own whole tiles of a tensor."""
@@ -142,9 +146,11 @@ def mark_forked():
     generation += 1
 
 
-def cpu_level():
-    """The x86-64 level of this processor: 1 (baseline), 3 or 4."""
-    return x86_64_level()
+def supported_features():
+    """Whether this processor and operating system have each of the features that cpu_features.h knows: {name: bool}."""
+    cdef cpu_feature found[MAX_CPU_FEATURES]
+    cdef int k
+    return {found[k].name.decode("ascii"): bool(found[k].supported) for k in range(cpu_features(found))}
 
 
 def control_word_now():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastopt import _codegen
+from fastopt._instruction_sets import for_this_machine
 from fastopt._rule import registry
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
@@ -33,9 +34,9 @@ def source(tmp_path_factory):
     return Path(cythonize(str(path), include_path=[str(KERNELS)], language_level=3).c_file)
 
 
-@pytest.mark.parametrize("isa", _codegen.ISA_FLAGS)
-def test_every_loop_is_vectorized(source, isa, tmp_path):
-    command = ["gcc", *_codegen.FLAGS, *_codegen.ISA_FLAGS[isa], "-fPIC", "-c", "-fopt-info-vec-optimized"]
+@pytest.mark.parametrize("instruction_set", for_this_machine(), ids=lambda row: row.name)
+def test_every_loop_is_vectorized(source, instruction_set, tmp_path):
+    command = ["gcc", *_codegen.FLAGS, *instruction_set.flags, "-fPIC", "-c", "-fopt-info-vec-optimized"]
     command += [f"-I{KERNELS}", f"-I{sysconfig.get_paths()['include']}", str(source), "-o", str(tmp_path / "probe.o")]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     vectorized = {int(line) for line in REPORT.findall(report)}

@@ -15,6 +15,7 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 
 from fastopt import _codegen
+from fastopt._instruction_sets import INSTRUCTION_SETS
 from fastopt._rule import registry
 from fastopt.backends import cpu
 
@@ -40,10 +41,10 @@ def cython_text(name):
 
 def extension(isa):
     """The compiled kernels of an instruction set, or None where they were not built."""
-    return next(iter(sorted(Path(cpu.__file__).parent.glob(f"_kernels_{isa.replace('-', '_')}.*so"))), None)
+    return next(iter(sorted(Path(cpu.__file__).parent.glob(f"{INSTRUCTION_SETS[isa].module}.*so"))), None)
 
 
-def assembly_text(name, isas=tuple(_codegen.ISA_FLAGS)):
+def assembly_text(name, isas=tuple(INSTRUCTION_SETS)):
     """The loop of the compiled kernel `name` for the last of `isas` that was built: (instruction set, text).
 
     Or (None, why there is none).

@@ -12,22 +12,24 @@ import numpy as np
 
 from fastopt import _host as arrays  # noqa: F401  of the backend's interface
 from fastopt import _threads, backends
+from fastopt._instruction_sets import INSTRUCTION_SETS
 
 NAME = "cpu"
-ISAS = {"baseline": 1, "x86-64-v3": 3, "x86-64-v4": 4}
-"""Instruction sets by the names that FASTOPT_ISA takes, with the x86-64 level that each needs."""
 
 
 def _module(isa: str) -> str:
-    return f"fastopt.backends._kernels_{isa.replace('-', '_')}"
+    return f"fastopt.backends.{INSTRUCTION_SETS[isa].module}"
 
 
 @functools.cache
 def available_isas() -> tuple[str, ...]:
     """Instruction sets that were built and that this processor runs, the widest last."""
-    level = backends.engine().cpu_level()
+    supported = backends.engine().supported_features()
     return tuple(
-        isa for isa, needs in ISAS.items() if needs <= level and importlib.util.find_spec(_module(isa)) is not None
+        isa
+        for isa, row in INSTRUCTION_SETS.items()
+        if importlib.util.find_spec(_module(isa)) is not None
+        and all(supported.get(feature, False) for feature in row.features)
     )
 
 
