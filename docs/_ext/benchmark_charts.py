@@ -44,6 +44,7 @@ def rows(run):
             "label": cell.info["label"],
             "parameters": cell.info["parameters"],
             "contestant": name,
+            "where": cell.arrays_in,
             "bytes": entry.info["bytes_per_parameter"],
             **{key: float(f"{value * 1e9:.4g}") for key, value in vars(entry.sample).items()},
             "faster": 1.0 if name == NAME else round(cell.times_faster(name).median, 3),
@@ -74,6 +75,7 @@ def _chart():
 TOOLTIP = [
     altair.Tooltip("contestant:N"),
     altair.Tooltip("label:N", title="workload"),
+    altair.Tooltip("where:N", title="arrays in"),
     altair.Tooltip("median_per_parameter:Q", format=".3~g", title="median, ns per parameter"),
     altair.Tooltip("q1_per_parameter:Q", format=".3~g", title="first quartile"),
     altair.Tooltip("q3_per_parameter:Q", format=".3~g", title="third quartile"),

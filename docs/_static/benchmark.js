@@ -93,6 +93,7 @@ document.addEventListener("DOMContentLoaded", async () => {
     const chosen = rows().filter(
       (row) => row.title === title.value && row.section === section && row.label === label && signals.peers.includes(row.contestant)
     );
+    document.getElementById("benchmark-where").textContent = chosen[0]?.where ? `The arrays lie in: ${chosen[0].where}.` : "";
     tabulate(chosen.sort((a, b) => a.median - b.median));
   };
   form.addEventListener("change", (event) => {
