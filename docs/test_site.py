@@ -18,7 +18,7 @@ import pytest
 import schedule_pictures
 
 import fastopt
-from fastopt import _codegen, lr_scheduler
+from fastopt import _codegen, _docstrings, lr_scheduler
 from fastopt._instruction_sets import INSTRUCTION_SETS
 from fastopt._rule import registry
 
@@ -138,7 +138,19 @@ def test_every_optimizer_has_a_page_with_formula_bounds_pictures_and_relatives(p
     pictures = [image["src"] for image in page.all("img")]
     assert any(f"{spec.function}-path.svg" in source for source in pictures)
     assert any(f"{spec.function}-speed.svg" in source for source in pictures)
-    assert any("reference internal" in (a.get("class") or "") for a in page.all("a"))
+    links = {link.get("href") for link in page.all("a")}
+    for head, _ in _docstrings.entries(_docstrings.sections(spec.cls)["See Also"]):
+        name = head.partition(" : ")[0]
+        assert f"{name.lower()}.html#fastopt.{name}" in links
+
+
+def test_every_public_name_is_documented(pages):
+    anchors = set().union(*(page.anchors for page in pages.values()))
+    for module in (fastopt, fastopt.functional, fastopt.reference, fastopt.lr_scheduler):
+        for name, value in vars(module).items():
+            is_ours = getattr(value, "__module__", "").startswith("fastopt")
+            if not name.startswith("_") and is_ours and callable(value):
+                assert f"{module.__name__}.{name}" in anchors
 
 
 def test_the_search_finds_adamw(site):
