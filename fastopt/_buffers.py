@@ -332,14 +332,19 @@ def refuse_pending_gradients(optimizer: Optimizer, what: str) -> NoReturn:
 
 
 _buffer_of: weakref.WeakValueDictionary[int, FlatBuffer] = weakref.WeakValueDictionary()
-"""By the id of a view the buffer that it is a part of."""
+"""By the id of a view, or of the flat array, the buffer that it is a part of."""
 
 
-def part_of_buffer(array: Any) -> tuple[FlatBuffer, str] | None:
-    """The `FlatBuffer` that an array is a view of, and its name there."""
+def part_of_buffer(array: Any) -> tuple[FlatBuffer, str | None] | None:
+    """The `FlatBuffer` that an array is a view of, and its name there: None for the flat array."""
     buffer = _buffer_of.get(id(array))
-    name = None if buffer is None else buffer._name_of.get(id(array))
-    return None if buffer is None or name is None else (buffer, name)
+    return None if buffer is None else (buffer, buffer._name_of[id(array)])
+
+
+def array_of(part: tuple[FlatBuffer, str | None]) -> Any:
+    """The array that `part_of_buffer` told the place of."""
+    buffer, name = part
+    return buffer.flat if name is None else buffer[name]
 
 
 class FlatBuffer(Mapping[str, Array]):
@@ -412,7 +417,8 @@ class FlatBuffer(Mapping[str, Array]):
             else:
                 self._views[name] = memory.part(self.flat, start, shape)
             start = end
-        self._name_of = {id(view): name for name, view in self._views.items()}
+        self._name_of: dict[int, str | None] = {id(view): name for name, view in self._views.items()}
+        self._name_of[id(self.flat)] = None
         _buffer_of.update(dict.fromkeys(self._name_of, self))
         for name, tensor in tensors.items():
             if isinstance(tensor, np.ndarray) or backends.lives_on_gpu(tensor):
@@ -466,12 +472,20 @@ class FlatBuffer(Mapping[str, Array]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         fetch = backends.resolve(self.backend).arrays.fetch
-        return FlatBuffer, ({name: fetch(view) for name, view in self._views.items()}, self.backend)
+        arrays = {name: fetch(view) for name, view in self._views.items()}
+        return _buffer_again, (type(self), arrays, self.backend), getattr(self, "__dict__", None)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}: {view.shape}" for name, view in self._views.items())
         where = "" if self.backend == "cpu" else " on the GPU"
         return f"FlatBuffer({{{shapes}}}, {self.flat.size} float32{where})"
+
+
+def _buffer_again(cls: type[FlatBuffer], arrays: Mapping[str, Array], backend: Literal["cpu", "cuda"]) -> FlatBuffer:
+    """A pickled buffer; a subclass's own `__init__` is not called, as always in unpickling."""
+    buffer = cls.__new__(cls)
+    FlatBuffer.__init__(buffer, arrays, backend)
+    return buffer
 
 
 def _shape(name: str, tensor: Any) -> tuple[int, ...]:

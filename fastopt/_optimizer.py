@@ -856,7 +856,7 @@ class Optimizer(metaclass=_Listing):
             group.pop("param_names", None)
         for k, run in itertools.groupby(saved["tensors"], key=lambda tensor: tensor[2]):
             sources, keys, _ = zip(*run, strict=True)
-            arrays = [one[0][one[1]] if isinstance(one, tuple) else one for one in sources]
+            arrays = [_buffers.array_of(one) if isinstance(one, tuple) else one for one in sources]
             tensors += self._made_tensors(arrays, keys, k, groups[k], _next_index(tensors))
             members[k] += arrays
         for group, arrays in zip(groups, members, strict=True):

@@ -567,6 +567,32 @@ def test_a_flat_buffer_survives_pickling():
     assert np.shares_memory(buffer["a"], buffer.flat)
 
 
+class NamedBuffer(fastopt.FlatBuffer):
+    """A buffer of a user's own kind."""
+
+    def __init__(self, name):
+        super().__init__({"a": 2})
+        self.name = name
+
+
+def test_a_subclass_of_flat_buffer_survives_pickling_with_its_attributes():
+    buffer = NamedBuffer("layer 1")
+    buffer["a"][:] = 3
+    for other in (copy.deepcopy(buffer), pickle.loads(pickle.dumps(buffer))):
+        assert type(other) is NamedBuffer
+        assert other.name == "layer 1"
+        assert other.flat.tolist() == [3, 3]
+
+
+def test_the_flat_array_stays_shared_when_buffer_and_optimizer_are_copied_together():
+    buffer = fastopt.FlatBuffer({"a": 2, "b": (0, 3)})
+    optimizer = fastopt.SGD(buffer.flat, lr=1.0)
+    for other, others in (copy.deepcopy((buffer, optimizer)), pickle.loads(pickle.dumps((buffer, optimizer)))):
+        others.step(np.ones(2, F32))
+        assert other["a"].tolist() == [-1, -1]
+    assert buffer["a"].tolist() == [0, 0]
+
+
 # --- Backends
 
 
