@@ -211,11 +211,12 @@ def check_gradient(optimizer: Optimizer, index: int, gradient: Any) -> tuple[np.
         gradient = np.asarray(gradient)
         gradient.flags.writeable = False
     if is_array(gradient):
-        name = gradient.dtype.name
+        dtype = np.ndarray.view(gradient, np.ndarray).dtype  # not what a subclass says
+        name = dtype.name
         if name == "uint16" and optimizer.grad_dtype == "bfloat16":
             name = "bfloat16"
         if name in ("float16", "bfloat16"):
-            check_array(gradient, what, shape=shape, dtypes=(gradient.dtype.type,), writable=False)
+            check_array(gradient, what, shape=shape, dtypes=(dtype.type,), writable=False)
             return gradient, name
         if name == "uint16":
             raise TypeError(f"{what} is uint16; with grad_dtype='bfloat16' at construction that means bfloat16")

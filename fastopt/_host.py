@@ -39,10 +39,11 @@ def exposed(array: np.ndarray) -> np.ndarray:
 
 def check_parameter(array: Any, what: str, shape: tuple[int, ...] | None, is_split: bool) -> None:
     """Raise TypeError or ValueError unless an array can be a parameter."""
+    dtype = np.ndarray.view(array, np.ndarray).dtype if _buffers.is_array(array) else None  # not a subclass's word
     if not is_split:
         check_array(array, what, shape=shape)
-    elif isinstance(array, np.ndarray) and array.dtype.name == "bfloat16":
-        check_array(array, what, shape=shape, dtypes=(array.dtype.type,))
+    elif dtype is not None and dtype.name == "bfloat16":
+        check_array(array, what, shape=shape, dtypes=(dtype.type,))
     else:
         check_array(array, f"{what}, bfloat16 with master='split',", shape=shape, dtypes=(np.uint16,))
 
