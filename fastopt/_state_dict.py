@@ -188,8 +188,8 @@ def _apart(optimizer: Optimizer, checked: list[tuple[Any, Loaded]]) -> list[tupl
     """The same with copies of the arrays that are the optimizer's own, which loading would overwrite."""
     if not checked:
         return []
-    kept = [a for t in optimizer._tensors for a in (*t.states.values(), *t.scales.values(), t.ema, t.low)]
-    own = backends.engine().Ranges([array for array in kept if _buffers.is_array(array)])
+    columns = backends.engine().kept_beside(optimizer._tensors, tuple(optimizer.spec.states))
+    own = backends.engine().Ranges([a for _, _, column in columns for a in column if _buffers.is_array(a)])
 
     def apart(value: Any) -> Any:
         return value.copy() if _buffers.is_array(value) and own.overlapping([value]) else value

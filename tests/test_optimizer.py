@@ -522,6 +522,18 @@ def test_update_resumes_from_a_state_dict_loaded_before_its_first_call(config):
         assert_same_bits(q[name], p[name], f"{config}, {name}")
 
 
+def test_a_state_dict_may_hold_the_optimizers_own_copy_of_the_parameters():
+    p = [np.ones(4, F32), np.ones(4, F32)]
+    optimizer = fastopt.Momentum(p, lr=1.0, copy_dtype="bfloat16", state_dtype="bfloat16")
+    optimizer.step([np.ones(4, F32)] * 2)
+    saved = optimizer.state_dict()
+    saved["state"][1]["velocity"] = optimizer.params_copy[0].view(np.uint16)
+    before = saved["state"][1]["velocity"].copy()
+    p[0][:] = 5
+    optimizer.load_state_dict(saved)
+    assert optimizer.state[1]["velocity"].view(np.uint16).tolist() == before.tolist()
+
+
 # --- FlatBuffer
 
 
