@@ -223,6 +223,7 @@ cdef class AverageSwap:
         try:
             tensors = self.prepare()
             if self.stages != NULL:
+                free(self.data)  # of the last entry
                 self.data = <void**>calloc(len(tensors) + 1, sizeof(void*))
                 if self.data == NULL:
                     raise MemoryError

@@ -3,7 +3,9 @@
 import copy
 import itertools
 import math
+import pathlib
 import pickle
+import sys
 import tracemalloc
 import weakref
 
@@ -458,6 +460,21 @@ def test_nothing_is_saved_loaded_or_added_while_the_averages_are_in(call):
         call(optimizer)
     assert_same_bits(p["a"], before[0], "p")
     assert_same_bits(optimizer.ema["a"], before[1], "ema")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the size of the process from /proc")
+def test_a_swap_that_is_entered_again_and_again_needs_no_more_memory():
+    def nbytes():
+        return 4096 * int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+
+    optimizer = fastopt.SGD(list(np.ones((20_000, 1), np.float32)), ema_decay=0.5)
+    swap = optimizer.swap_ema()
+    for k in range(130):
+        if k == 30:
+            before = nbytes()
+        with swap:
+            pass
+    assert nbytes() - before < 100 * 20_000 * 8 / 2  # a pointer for each tensor, for half of the entries
 
 
 def test_a_parameter_that_cannot_be_swapped_swaps_none():
