@@ -667,7 +667,11 @@ class Optimizer(metaclass=_Listing):
     def refresh_params_copy(self) -> None:
         """Copy the parameters as they are now into `params_copy`."""
         self._need("copy_dtype", self._copy_dtype)
-        self._guard.run_also_swapped("refresh_params_copy()", self._arrays.copy_parameters, self, self._tensors)
+        self._guard.run_also_swapped("refresh_params_copy()", self._refresh_params_copy)
+
+    def _refresh_params_copy(self) -> None:
+        self._arrays.check_parameters(self, [tensor.array for tensor in self._tensors], self._tensors)
+        self._arrays.copy_parameters(self, self._tensors)
 
     def load_master_params(self, params: Any) -> None:
         """Set the float32 parameters; the arrays get their bfloat16 halves. Needs ``master="split"``.

@@ -79,12 +79,18 @@ def run_once(
 
 def copy_array(object stages, cnp.ndarray source, cnp.ndarray out, bint as_bfloat16):
     """Round the float32 array `source` into `out`, an array of the same size with two bytes an element."""
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(out)
+    if cnp.PyArray_NBYTES(source) != 4 * n or cnp.PyArray_NBYTES(out) != 2 * n:
+        raise ValueError(
+            f"expected {n} elements of 4 and of 2 bytes, got {cnp.PyArray_NBYTES(source)} and "
+            f"{cnp.PyArray_NBYTES(out)} bytes"
+        )
     cdef const tile_stages* tile = <const tile_stages*>PyCapsule_GetPointer(stages, "fastopt.tile_stages")
     cdef const float* values = <const float*>cnp.PyArray_DATA(source)
     cdef uint16_t* halves = <uint16_t*>cnp.PyArray_DATA(out)
     cdef control_word caller = enter_kernels()
     if as_bfloat16:
-        tile.encode_bfloat16(values, halves, cnp.PyArray_SIZE(source))
+        tile.encode_bfloat16(values, halves, n)
     else:
-        tile.encode_float16(values, halves, cnp.PyArray_SIZE(source))
+        tile.encode_float16(values, halves, n)
     leave_kernels(caller)
