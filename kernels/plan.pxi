@@ -237,6 +237,7 @@ cdef class Plan:
         cdef Py_ssize_t n_segments
         cdef int n_threads = self.n_threads if self.n_threads else default_n_threads
         cdef control_word caller = enter_host()
+        self.pipeline.phase = WHOLE  # a fork can have left another, from the middle of a step in its parent
         try:
             if options is not None:
                 return self.step_with(gradients, options, n_threads)

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 import weakref
@@ -754,6 +755,39 @@ def test_a_forked_child_steps_after_its_parent_ran_in_parallel():
     finally:
         child.kill()
         child.join()
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_child_that_was_forked_while_a_thread_accumulated_steps():
+    n = 3_000_000
+    p, g = np.zeros(n, F32), np.ones(n, F32)
+    optimizer = fastopt.SGD(p, lr=1.0, n_threads=1)
+    optimizer.accumulate(g)
+    done = threading.Event()
+
+    def accumulate():
+        while not done.is_set():
+            optimizer.accumulate(g)
+
+    thread = threading.Thread(target=accumulate)
+    thread.start()
+    try:
+        for _ in range(10):
+            time.sleep(0.002)  # when this returns, the other thread is most likely inside a loop over elements
+            child = os.fork()
+            if child == 0:
+                is_right = False
+                try:
+                    optimizer.discard_accumulated()
+                    optimizer.step(g)
+                    is_right = (p == -1).all()
+                finally:
+                    os._exit(0 if is_right else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        done.set()
+        thread.join()
 
 
 # --- Cost
