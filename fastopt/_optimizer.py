@@ -1211,6 +1211,9 @@ class Optimizer(metaclass=_Listing):
         if self._plan is not None and self.backend == "cuda":
             changes.extend(self._kept_for_graphs, self._plan.captured())
         changes.attribute(self, "_plan", None)
+        changes.attribute(self._guard, "plan", None)
+        changes.attribute(self, "_members", [])  # of that plan
+        changes.attribute(self, "_read", [])
 
     def _copy_type(self) -> np.dtype:
         """Type of the arrays in `params_copy`."""

@@ -4,6 +4,7 @@
 cdef int check_groups(Plan plan) except -1:
     """See that the kernels and hyperparameters are those that the param groups ask for now."""
     cdef Py_ssize_t k
+    plan.guard.check_plan(plan.identity)
     for k in range(plan.n_groups):
         if not group_is_unchanged(plan, k):
             read_group(plan, k)

@@ -66,6 +66,8 @@ cdef class Plan:
     """
 
     cdef object optimizer_reference  # weak: in a cycle, large states would wait for the garbage collector
+    cdef object identity  # what the guard knows this plan by
+    cdef list kept        # the tensors, whose memory the pointers below lead to
     cdef dict kernels
     cdef list arrays
     cdef Ranges ranges
@@ -113,7 +115,8 @@ cdef class Plan:
         cdef Planned* t
         cdef cnp.ndarray array
         cdef Tensor tensor
-        cdef list tensors = optimizer._tensors
+        cdef list tensors = list(optimizer._tensors)
+        self.kept = tensors
         spec = optimizer.spec
         self.optimizer_reference = weakref.ref(optimizer)
         self.kernels = kernels
@@ -194,6 +197,7 @@ cdef class Plan:
                     self.state_size = <int>cnp.PyArray_ITEMSIZE(<cnp.ndarray>kept)
                 t.scales[k] = <uint16_t*>data_of(tensor.scales.get(self.state_names[k]))
         self.group_values = [None] * self.n_groups
+        self.identity = self.guard.begin_plan()
 
     def __dealloc__(self):
         free(self.tensors)
@@ -329,11 +333,11 @@ cdef class Plan:
 
     def gather(self, gradients, bint zero_grads=False):
         """Check everything; return [(index of a tensor, its gradient), ...]. For backends in Python."""
-        check_groups(self)
-        gather_all(self, gradients)
-        if zero_grads:
-            check_zeroable(self)
         try:
+            check_groups(self)
+            gather_all(self, gradients)
+            if zero_grads:
+                check_zeroable(self)
             return gathered(self)
         finally:
             self.held = None

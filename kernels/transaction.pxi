@@ -22,6 +22,8 @@ cdef class Guard:
     cdef bint averages_are_in
     cdef public long long steps
     """Steps that were finished."""
+    cdef public object plan
+    """Identity of the plan that may step: None once parameters or states changed under it."""
 
     def __init__(self, str owner):
         self.owner = owner
@@ -46,6 +48,16 @@ cdef class Guard:
 
     cdef void leave(self) noexcept:
         self.busy_generation = 0
+
+    cpdef begin_plan(self):
+        """What a new plan shows to `check_plan`; those before it may not step any more."""
+        self.plan = object()
+        return self.plan
+
+    cpdef check_plan(self, identity):
+        """Raise RuntimeError unless the plan that got `identity` is that of the optimizer as it is now."""
+        if self.plan is not identity:
+            raise RuntimeError(f"{self.owner}: parameters or states of this optimizer were changed while step() began")
 
     def run(self, str what, function, *arguments):
         """The result of ``function(*arguments)``, called while the optimizer is taken for the operation `what`."""

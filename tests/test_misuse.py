@@ -85,6 +85,61 @@ def test_a_parameter_that_was_changed_in_place_is_refused(change):
         optimizer.step([ones(6)])
 
 
+@pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
+def test_a_parameter_of_another_type_than_before_is_not_copied():
+    p = np.ones(1000, F32)
+    optimizer = fastopt.SGD([p], copy_dtype="float16")
+    p.dtype = np.uint8
+    with pytest.raises(TypeError, match=r"params\[0\] must be float32 of shape \(1000,\), got uint8"):
+        optimizer.refresh_params_copy()
+    assert (optimizer.params_copy[0] == 1).all()
+
+
+def test_a_parameter_that_grew_is_not_copied_beyond_its_copy():
+    p = np.ones(6, F32)
+    optimizer = fastopt.SGD([p], copy_dtype="float16")
+    saved = optimizer.state_dict()
+    p.resize(600_000, refcheck=False)
+    with pytest.raises(ValueError, match="expected 6 elements"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.params_copy[0].tolist() == [1] * 6
+
+
+class Lying(np.ndarray):
+    """Bytes that say they are bfloat16."""
+
+    class dtype:  # noqa: N801  stands in for NumPy's
+        """What `array.dtype` looks like."""
+
+        name, type, isnative, str, kind, itemsize = "bfloat16", np.int8, True, "bfloat16", "V", 1
+
+
+def test_what_a_subclass_says_of_its_type_is_not_believed():
+    optimizer = fastopt.SGD([ones(1000)])
+    with pytest.raises(TypeError, match=r"grads\[0\] must be float32 of shape \(1000,\), got int8"):
+        optimizer.step([np.ones(1000, np.int8).view(Lying)])
+    with pytest.raises(TypeError, match="must be uint16, got int8"):
+        fastopt.SGD([np.ones(1000, np.int8).view(Lying)], master="split")
+
+
+def test_a_step_of_an_optimizer_that_changes_while_it_begins_is_refused():
+    first, second = np.zeros(2, F32), np.zeros(2, F32)
+    optimizer = fastopt.SGD(lr=1.0)
+    optimizer.update({"a": first}, {"a": None})
+
+    class Rebinding(np.float32):
+        def __float__(self):
+            optimizer.update({"a": second}, {"a": None})
+            return 1.0
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="parameters or states of this optimizer were changed"):
+            optimizer.step({"a": ones(2)}, grad_scale=Rebinding(1.0))
+        assert first.tolist() == second.tolist() == [0, 0]
+        first, second = second, first
+    optimizer.step({"a": ones(2)})
+
+
 def test_a_fortran_ordered_parameter_is_refused():
     with pytest.raises(ValueError, match="C-contiguous"):
         fastopt.SGD(np.ones((3, 4), F32, order="F"))

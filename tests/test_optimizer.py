@@ -476,6 +476,17 @@ def test_a_refused_update_leaves_names_arrays_and_states_as_they_were(kind):
     optimizer.update({"a": p["a"], "b": np.ones(7, F32)}, {"a": np.ones(2, F32), "b": np.ones(7, F32)})
 
 
+def test_after_a_refused_update_with_a_new_name_hyperparameters_can_be_changed():
+    p = {"a": np.ones(2, F32)}
+    optimizer = fastopt.SGD(lr=1.0)
+    optimizer.update(p, {"a": np.ones(2, F32)})
+    with pytest.raises(ValueError, match="shape"):
+        optimizer.update({**p, "b": np.ones(3, F32)}, {"a": np.ones(2, F32), "b": np.ones(4, F32)})
+    optimizer.param_groups[0]["lr"] = 0.5
+    optimizer.step({"a": np.ones(2, F32)})
+    assert p["a"].tolist() == [-0.5, -0.5]
+
+
 def test_states_that_wait_for_their_names_are_not_lost():
     saved = fastopt.Adam(ema_decay=0.5)
     p = {"a": np.ones(2, F32), "b": np.ones(3, F32)}

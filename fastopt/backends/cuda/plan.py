@@ -198,6 +198,7 @@ class Plan:
         for tensor in tensors:
             memory.check_device(tensor.array, memory.address_of(tensor.array), tensor.label)
         self._layout(optimizer)
+        self._identity = self._guard.begin_plan()
         self._given = Given(self._rows)
         self._sums: Sums | None = None
         self._is_stale = True
@@ -260,6 +261,7 @@ class Plan:
     # --- 1. groups
 
     def _check_groups(self) -> None:
+        self._guard.check_plan(self._identity)
         if len(self._groups) != len(self._group_dicts):
             self._optimizer._refuse_regrouping()
         for k, known in enumerate(self._group_dicts):
