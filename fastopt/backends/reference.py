@@ -153,7 +153,7 @@ class _Plan:
                 changes.copy(tensor.scales[name], scales)
         if tensor.ema is not None:
             decay = average_decay(optimizer, step)
-            changes.copy(tensor.ema, (decay * tensor.ema + (1 - decay) * p).astype(np.float32, copy=False))
+            changes.copy(tensor.ema, np.asarray(decay * tensor.ema + (1 - decay) * p, np.float32))
         if tensor.copy is not None:
             copy = np.empty_like(tensor.copy)
             copy_array(p, copy)
