@@ -122,10 +122,11 @@ def start_averages(optimizer: Any, tensors: Sequence[Any]) -> None:  # noqa: ARG
         tensor.ema[...] = values_of(tensor)
 
 
-def copy_parameters(optimizer: Any, tensors: Sequence[Any]) -> None:
+def copy_parameters(optimizer: Any, tensors: list[Any]) -> None:
     """Round the parameters as they are into their copies."""
-    for tensor in tensors:
-        optimizer._backend.copy_array(values_of(tensor), tensor.copy)
+    from fastopt.backends import cpu
+
+    backends.engine().copy_parameters(tensors, cpu.stages(), optimizer.copy_dtype == "bfloat16")
 
 
 def average_swap(optimizer: Any) -> Any:

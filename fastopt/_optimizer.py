@@ -223,7 +223,8 @@ class Optimizer(metaclass=_Listing):
         self._defaults = self.spec.check(arguments)
         params = _listed(params)
         self._backend_asked = options["backend"]
-        self._choose_backend(params)
+        self._backend = self._resolved_backend(params)
+        self._arrays: Any = self._backend.arrays
         self._ema_decay = self._optional("ema_decay", Real(0.0, 1.0), options["ema_decay"])
         self._ema_warmup = Switch().check(self._name, "ema_warmup", options["ema_warmup"])
         if self._ema_warmup and self._ema_decay is None:
@@ -605,9 +606,13 @@ class Optimizer(metaclass=_Listing):
         """
         if self._structure != "mapping":
             raise TypeError(f"{self._name}: update() is for dicts, this optimizer was made with a {self._structure}")
-        return self._guard.run("update()", self._update, params, grads, options)
+        changes = backends.engine().Changes()
+        info: StepInfo = self._guard.run_or_undo("update()", changes, self._update, params, grads, options)
+        return info
 
-    def _update(self, params: Mapping[str, Array], grads: Mapping[str, Array | None], options: StepOptions) -> StepInfo:
+    def _update(
+        self, changes: Any, params: Mapping[str, Array], grads: Mapping[str, Array | None], options: StepOptions
+    ) -> StepInfo:
         self._check_nothing_pending("update()")
         for what, value in (("params", params), ("grads", grads)):
             if not isinstance(value, Mapping):
@@ -621,24 +626,18 @@ class Optimizer(metaclass=_Listing):
         known = self._by_name
         moved = {name: array for name, array in arrays.items() if name in known and known[name].array is not array}
         new = {name: array for name, array in arrays.items() if name not in known}
-        backend = self._backend, self._arrays, self._ranges
-        changes = backends.engine().Changes()
-        steps = self._guard.steps
-        try:
-            if not self._tensors and self._backend_asked == "auto":
-                self._choose_backend(arrays)
-                self._ranges = self._arrays.ranges([])
-            if moved or new:
-                self._bind(changes, moved, new)
-                changes.publish()
-            if len(arrays) < len(self._tensors):
-                grads = {name: grads.get(name) for name in self._names or ()}
-            return self._step_with(self._planned().step_held, grads, *chosen)
-        except BaseException:
-            if self._guard.steps == steps:
-                changes.undo()
-                self._backend, self._arrays, self._ranges = backend
-            raise
+        if not self._tensors and self._backend_asked == "auto":
+            backend = self._resolved_backend(arrays)
+            changes.attribute(self, "_backend", backend)
+            changes.attribute(self, "_arrays", backend.arrays)
+            changes.attribute(self, "_ranges", backend.arrays.ranges([]))
+            changes.publish()
+        if moved or new:
+            self._bind(changes, moved, new)
+            changes.publish()
+        if len(arrays) < len(self._tensors):
+            grads = {name: grads.get(name) for name in self._names or ()}
+        return self._step_with(self._planned().step_held, grads, *chosen)
 
     def swap_ema(self) -> AbstractContextManager[None]:
         """Put the averages in the place of the parameters for the length of a with block.
@@ -1000,11 +999,11 @@ class Optimizer(metaclass=_Listing):
         if self.n_accumulated:
             _buffers.refuse_pending_gradients(self, what)
 
-    def _choose_backend(self, params: Any) -> None:
+    def _resolved_backend(self, params: Any) -> Any:
         """The backend asked for, or with "auto" that of `params`."""
-        self._backend = backends.resolve(self._backend_asked, params)
-        self._arrays = self._backend.arrays
-        self._arrays.check()
+        backend: Any = backends.resolve(self._backend_asked, params)
+        backend.arrays.check()
+        return backend
 
     def _planned(self) -> Any:
         """The plan of the next step; the caller has taken the guard."""

@@ -28,6 +28,8 @@ from cpython.dict cimport PyDict_GetItem, PyDict_Next, PyDict_Size
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject, PyObject_GenericGetAttr, PyObject_GenericSetAttr
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.ref cimport Py_DECREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cython.parallel cimport parallel, threadid
 from libc.math cimport INFINITY, isfinite, isinf, sqrt
@@ -51,6 +53,9 @@ from fastopt import _buffers
 cnp.import_array()
 
 cdef object ACCUMULATED = _buffers.ACCUMULATED
+
+cdef extern from "Python.h":
+    void Py_SET_SIZE(object, Py_ssize_t)
 
 # Generated from fastopt/_stages.py: where the gradient stage's numbers stand among those of a kernel.
 cdef extern from "stage_positions.h":

@@ -134,6 +134,7 @@ cdef int check_zeroable(Plan plan) except -1:
     """See that every gathered gradient can be zeroed without touching another."""
     cdef Py_ssize_t k
     cdef bint same = plan.n_active == plan.n_zeroable
+    cdef list gradients = []
     for k in range(plan.n_active):
         if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>plan.active[k].array):
             _buffers.refuse_read_only_gradient(plan.optimizer(), plan.active[k].tensor)
@@ -144,10 +145,14 @@ cdef int check_zeroable(Plan plan) except -1:
             and plan.zeroable[k].tensor == plan.active[k].tensor
         )
     if not same:
-        pairs = gathered(plan)
-        overlap = Ranges([gradient for _, gradient in pairs]).first_overlap()
+        for k in range(plan.n_active):
+            gradients.append(<object>plan.active[k].array)
+        overlap = Ranges(gradients).first_overlap()
         if overlap is not None:
-            _buffers.refuse_shared_gradients(plan.optimizer(), *[pairs[k][0] for k in overlap])
+            a, b = overlap
+            _buffers.refuse_shared_gradients(
+                plan.optimizer(), plan.active[<Py_ssize_t>a].tensor, plan.active[<Py_ssize_t>b].tensor
+            )
         for k in range(plan.n_active):
             plan.zeroable[k] = plan.active[k]
         plan.n_zeroable = plan.n_active
@@ -157,4 +162,7 @@ cdef int check_zeroable(Plan plan) except -1:
 cdef list gathered(Plan plan):
     """[(index of a tensor, its gradient), ...]"""
     cdef Py_ssize_t k
-    return [(plan.active[k].tensor, <object>plan.active[k].array) for k in range(plan.n_active)]
+    cdef list pairs = []
+    for k in range(plan.n_active):
+        pairs.append((plan.active[k].tensor, <object>plan.active[k].array))
+    return pairs

@@ -30,8 +30,10 @@ cdef bint group_is_unchanged(Plan plan, Py_ssize_t k):
 
 cdef int read_group(Plan plan, Py_ssize_t k) except -1:
     cdef Group* group = &plan.groups[k]
+    cdef list values = []
     name, hyper = plan.optimizer()._read_group(k)
     live = plan.group_dicts[k]
+    plan.group_values[k] = None  # until all of it is here
     if plan.kernels is not None:
         capsule, states, n_scalars = plan.kernels[name]
         if len(hyper) > MAX_HYPERS or len(states) > MAX_STATES or plan.n_running > MAX_RUNNING:
@@ -45,7 +47,10 @@ cdef int read_group(Plan plan, Py_ssize_t k) except -1:
         for i, value in enumerate(hyper):
             group.hyper[i] = value
     # Values that no kernel reads (such as initial_lr) stand behind the others: only their number counts.
-    values = [live[key] for key in plan.hyper_names]
-    values += [live[key] for key in live if key not in plan.hyper_names]
+    for key in plan.hyper_names:
+        values.append(live[key])
+    for key in live:
+        if key not in plan.hyper_names:
+            values.append(live[key])
     plan.group_values[k] = tuple(values)
     return 0

@@ -162,7 +162,7 @@ cdef class Plan:
             "float32": STATES_FLOAT32, "bfloat16": STATES_BFLOAT16, "8bit": STATES_8BIT
         }[optimizer.state_dtype]
         self.state_size = 4
-        self.arrays = [tensor.array for tensor in tensors]
+        self.arrays = []
         self.ranges = optimizer._ranges
         self.shapes = <cnp.npy_intp*>calloc(n_dims + 1, sizeof(cnp.npy_intp))
         if self.shapes == NULL:
@@ -172,6 +172,7 @@ cdef class Plan:
             t = &self.tensors[i]
             tensor = tensors[i]
             array = tensor.array
+            self.arrays.append(array)
             t.type_number = cnp.PyArray_TYPE(array)
             t.data = cnp.PyArray_DATA(array)
             t.n = tensor.size

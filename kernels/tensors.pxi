@@ -138,17 +138,25 @@ def first_lacking(list tensors, tuple states):
 def kept_beside(list tensors, tuple states):
     """What is kept beside the parameters: [(attribute, state or None, [array or None for each tensor]), ...]."""
     cdef Tensor tensor
+    cdef list ema = [], copy = [], low = [], update = [], step = [], running = []
+    for tensor in tensors:
+        ema.append(tensor.ema)
+        copy.append(tensor.copy)
+        low.append(tensor.low)
+        update.append(tensor.update)
+        step.append(tensor.step)
+        running.append(tensor.running)
     cdef list columns = [
-        ("ema", None, [tensor.ema for tensor in tensors]),
-        ("copy", None, [tensor.copy for tensor in tensors]),
-        ("low", None, [tensor.low for tensor in tensors]),
-        ("update", None, [tensor.update for tensor in tensors]),
-        ("step", None, [tensor.step for tensor in tensors]),
-        ("running", None, [tensor.running for tensor in tensors]),
+        ("ema", None, ema), ("copy", None, copy), ("low", None, low), ("update", None, update), ("step", None, step),
+        ("running", None, running),
     ]
+    cdef list states_column, scales_column
     for name in states:
-        columns.append(("states", name, [tensor.states.get(name) for tensor in tensors]))
-        columns.append(("scales", name, [tensor.scales.get(name) for tensor in tensors]))
+        states_column, scales_column = [], []
+        for tensor in tensors:
+            states_column.append(tensor.states.get(name))
+            scales_column.append(tensor.scales.get(name))
+        columns += [("states", name, states_column), ("scales", name, scales_column)]
     return columns
 
 

@@ -7,6 +7,9 @@
 # between two writes, and what could fail for lack of memory is undone.
 
 
+cdef class Changes
+
+
 cdef class Guard:
     """Lets one operation at a time work on an optimizer; shared by the optimizer and its plans.
 
@@ -18,6 +21,7 @@ cdef class Guard:
 
     cdef str owner
     cdef int busy_generation  # of the process in which an operation is under way; 0 when none is
+    cdef unsigned long thread  # that works on the optimizer
     cdef str doing
     cdef bint averages_are_in
     cdef public long long steps
@@ -43,8 +47,13 @@ cdef class Guard:
                 f"{self.owner}: {what} inside swap_ema(), where averages stand in for the parameters"
             )
         self.busy_generation = generation
+        self.thread = PyThread_get_thread_ident()
         self.doing = what
         return 0
+
+    cdef bint is_busy_elsewhere(self) noexcept:
+        """Whether another thread works on the optimizer."""
+        return self.busy_generation == generation and self.thread != PyThread_get_thread_ident()
 
     cdef void leave(self) noexcept:
         self.busy_generation = 0
@@ -65,6 +74,21 @@ cdef class Guard:
         try:
             return function(*arguments)
         finally:
+            self.leave()
+
+    def run_or_undo(self, str what, Changes changes, function, *arguments):
+        """``function(changes, *arguments)``, likewise; an exception before a step was finished undoes `changes`."""
+        cdef long long steps
+        cdef bint is_done = False
+        self.enter(what)
+        steps = self.steps
+        try:
+            result = function(changes, *arguments)
+            is_done = True
+            return result
+        finally:  # not `except`, which allocates before it begins
+            if not is_done and self.steps == steps:
+                changes.undo_from(0)
             self.leave()
 
     def run_also_swapped(self, str what, function, *arguments):
@@ -91,10 +115,13 @@ cdef class Changes:
     cdef list calls      # of what arrays in host memory do not need
     cdef list targets    # arrays to overwrite
     cdef list sources
-    cdef Py_ssize_t n_done
+    cdef Py_ssize_t n_done  # of the writes into objects
+    cdef Py_ssize_t n_called
+    cdef Py_ssize_t n_copied
 
     def __init__(self):
         self.kinds = []
+        self.before = []
         self.calls = []
         self.targets = []
         self.sources = []
@@ -138,26 +165,31 @@ cdef class Changes:
         self.calls.append((function, arguments))
 
     def publish(self):
-        """Write everything that was noted. On an exception nothing was written, save by calls."""
-        cdef Py_ssize_t k
+        """Write everything that was noted since the last time. On an exception none of it was, save by calls."""
+        cdef Py_ssize_t k, first = self.n_done
+        cdef bint is_done = False
         cdef cnp.ndarray target, source
-        for k in range(len(self.targets)):  # sizes can have changed since
+        for k in range(self.n_copied, len(self.targets)):  # sizes can have changed since
             target, source = self.targets[k], self.sources[k]
             if cnp.PyArray_NBYTES(target) != cnp.PyArray_NBYTES(source):
                 raise ValueError("an array was resized while it was to be written")
-        self.before = [None] * len(self.kinds)
-        for function, arguments in self.calls:
+        self.before += [None] * (len(self.kinds) - len(self.before))
+        while self.n_called < len(self.calls):
+            function, arguments = self.calls[self.n_called]
             function(*arguments)
+            self.n_called += 1
         try:
             while self.n_done < len(self.kinds):
                 self.write(self.n_done)
                 self.n_done += 1
-        except BaseException:
-            self.undo()
-            raise
-        for k in range(len(self.targets)):
-            target, source = self.targets[k], self.sources[k]
+            is_done = True
+        finally:
+            if not is_done:
+                self.undo_from(first)
+        while self.n_copied < len(self.targets):
+            target, source = self.targets[self.n_copied], self.sources[self.n_copied]
             memcpy(cnp.PyArray_DATA(target), cnp.PyArray_DATA(source), cnp.PyArray_NBYTES(target))
+            self.n_copied += 1
 
     cdef int write(self, Py_ssize_t k) except -1:
         kind, target, key, value = self.kinds[k]
@@ -172,9 +204,9 @@ cdef class Changes:
             (<list>target).extend(<list>value)
         return 0
 
-    def undo(self):
-        """Put back what stood in the objects before `publish`, if it was called; arrays stay as they are."""
-        while self.n_done:
+    cdef int undo_from(self, Py_ssize_t first) except -1:
+        """Put back what stood in the objects before write number `first`, without allocating; arrays stay."""
+        while self.n_done > first:
             self.n_done -= 1
             kind, target, key, _ = self.kinds[self.n_done]
             before = self.before[self.n_done]
@@ -185,7 +217,17 @@ cdef class Changes:
             elif kind == ITEM:
                 (<dict>target)[key] = before
             else:
-                del (<list>target)[<Py_ssize_t>before:]
+                shorten(<list>target, before)
+        return 0
+
+
+cdef void shorten(list target, Py_ssize_t n) noexcept:
+    """Drop the items from `n` on but keep their room: to delete a slice, or make a list smaller, may allocate."""
+    cdef PyObject* item
+    while PyList_GET_SIZE(target) > n:
+        item = PyList_GET_ITEM(target, PyList_GET_SIZE(target) - 1)
+        Py_SET_SIZE(target, PyList_GET_SIZE(target) - 1)
+        Py_DECREF(<object>item)
 
 
 cdef class AverageSwap:
@@ -247,11 +289,14 @@ cdef class AverageSwap:
         finally:
             self.guard.leave()
 
-    def __exit__(self, *exception):
+    def __exit__(self, error_type, error, traceback):  # no tuple: a call that allocates nothing cannot fail
         cdef Py_ssize_t k
         cdef Tensor tensor
         if self.tensors is None:
             raise RuntimeError(f"{self.guard.owner}: this swap_ema() was not entered")
+        while self.guard.is_busy_elsewhere():  # another thread refreshes copies
+            with nogil:
+                pass
         self.guard.enter("leaving swap_ema()", True)
         try:
             if self.stages != NULL:
@@ -287,7 +332,7 @@ cdef class AverageSwap:
 cdef void exchange_average(Tensor tensor, const tile_stages* stages, bint copy_is_bfloat16) noexcept:
     """Let a parameter and its average change places; its copy follows."""
     cdef float kept[TILE_ELEMENTS]
-    cdef Py_ssize_t at, n
+    cdef Py_ssize_t at = 0, n
     cdef float* p = NULL
     cdef uint16_t* high = NULL
     cdef uint16_t* low = NULL
@@ -300,7 +345,7 @@ cdef void exchange_average(Tensor tensor, const tile_stages* stages, bint copy_i
         low = <uint16_t*>cnp.PyArray_DATA(<cnp.ndarray>tensor.low)
     if tensor.copy is not None:
         copy = <uint16_t*>cnp.PyArray_DATA(<cnp.ndarray>tensor.copy)
-    for at in range(0, tensor.size, TILE_ELEMENTS):
+    while at < tensor.size:
         n = min(tensor.size - at, <Py_ssize_t>TILE_ELEMENTS)
         if copy != NULL and copy_is_bfloat16:
             stages.encode_bfloat16(ema + at, copy + at, n)
@@ -313,3 +358,45 @@ cdef void exchange_average(Tensor tensor, const tile_stages* stages, bint copy_i
             stages.join(high + at, low + at, kept, n)
             stages.split(ema + at, high + at, low + at, n)
         memcpy(ema + at, kept, n * sizeof(float))
+        at += n
+
+
+def copy_parameters(list tensors, object stages, bint as_bfloat16):
+    """Round the parameters of all tensors into their copies, by code that nothing interrupts, without allocating."""
+    cdef const tile_stages* made = <const tile_stages*>PyCapsule_GetPointer(stages, "fastopt.tile_stages")
+    cdef control_word caller
+    cdef Tensor tensor
+    cdef Py_ssize_t k
+    for tensor in tensors:
+        if cnp.PyArray_SIZE(<cnp.ndarray?>tensor.array) != tensor.size:
+            raise ValueError(
+                f"{tensor.label} must have {tensor.size} elements, got "
+                f"{cnp.PyArray_SIZE(<cnp.ndarray>tensor.array)}: it was resized since it was given"
+            )
+    caller = enter_kernels()
+    for k in range(len(tensors)):
+        copy_parameter(<Tensor>tensors[k], made, as_bfloat16)
+    leave_kernels(caller)
+
+
+cdef void copy_parameter(Tensor tensor, const tile_stages* stages, bint as_bfloat16) noexcept:
+    cdef float whole[TILE_ELEMENTS]
+    cdef Py_ssize_t at = 0, n
+    cdef const float* p
+    cdef void* array = cnp.PyArray_DATA(<cnp.ndarray>tensor.array)
+    cdef uint16_t* low = NULL
+    cdef uint16_t* copy = <uint16_t*>cnp.PyArray_DATA(<cnp.ndarray>tensor.copy)
+    if tensor.low is not None:
+        low = <uint16_t*>cnp.PyArray_DATA(<cnp.ndarray>tensor.low)
+    while at < tensor.size:
+        n = min(tensor.size - at, <Py_ssize_t>TILE_ELEMENTS)
+        if low == NULL:
+            p = <float*>array + at
+        else:
+            stages.join(<uint16_t*>array + at, low + at, whole, n)
+            p = whole
+        if as_bfloat16:
+            stages.encode_bfloat16(p, copy + at, n)
+        else:
+            stages.encode_float16(p, copy + at, n)
+        at += n
