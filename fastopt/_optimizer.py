@@ -333,13 +333,13 @@ class Optimizer(metaclass=_Listing):
         them: see `state_float32`.
         """
         self._settle()
-        return self._structured([exposed_state(tensor, self.spec, self._arrays) for tensor in self._tensors])
+        return self._from_tensors(lambda tensor: exposed_state(tensor, self.spec, self._arrays))
 
     @property
     def ema(self) -> PerParameter[Array]:
         """Averages of the parameters, a list or a dict as `state`; needs `ema_decay`. Live arrays."""
         self._need("ema_decay", self._ema_decay)
-        return self._structured([self._arrays.exposed(tensor.ema) for tensor in self._tensors])
+        return self._from_tensors(lambda tensor: self._arrays.exposed(tensor.ema))
 
     @property
     def params_copy(self) -> PerParameter[np.ndarray]:
@@ -349,7 +349,7 @@ class Optimizer(metaclass=_Listing):
         What is written into a parameter between two steps is copied at the next, or by `refresh_params_copy`.
         """
         self._need("copy_dtype", self._copy_dtype)
-        return self._structured([self._arrays.exposed(tensor.copy) for tensor in self._tensors])
+        return self._from_tensors(lambda tensor: self._arrays.exposed(tensor.copy))
 
     @property
     def ema_decay(self) -> float | None:
@@ -914,7 +914,10 @@ class Optimizer(metaclass=_Listing):
 
     def _from_tensors(self, function: Callable[[Any], Any]) -> Any:
         """What `function` makes of every tensor, as a list or as a dict by the names of the parameters."""
-        return self._structured([function(tensor) for tensor in self._tensors])
+        tensors = list(self._tensors)  # another thread may add some meanwhile
+        if self._names is None:
+            return [function(tensor) for tensor in tensors]
+        return {tensor.key: function(tensor) for tensor in tensors}
 
     def _need(self, option: str, value: Any) -> None:
         if value is None:

@@ -487,6 +487,20 @@ def test_after_a_refused_update_with_a_new_name_hyperparameters_can_be_changed()
     assert p["a"].tolist() == [-0.5, -0.5]
 
 
+def test_state_can_be_read_while_another_thread_adds_names(monkeypatch):
+    optimizer = fastopt.SGD({"a": np.ones(2, F32)}, ema_decay=0.5)
+    exposed = optimizer._arrays.exposed
+
+    def adding(array):
+        if len(optimizer.param_groups) == 1:
+            optimizer.add_param_group({"params": {"b": np.ones(3, F32)}})
+        return exposed(array)
+
+    monkeypatch.setattr(optimizer._arrays, "exposed", adding)
+    assert list(optimizer.ema) == ["a"]
+    assert list(optimizer.ema) == ["a", "b"]
+
+
 def test_states_that_wait_for_their_names_are_not_lost():
     saved = fastopt.Adam(ema_decay=0.5)
     p = {"a": np.ones(2, F32), "b": np.ones(3, F32)}
