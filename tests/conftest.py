@@ -2,8 +2,16 @@
 
 import pytest
 import tiers
+from hypothesis import settings
 
 from fastopt import backends
+
+settings.register_profile("default tier", max_examples=10, deadline=None)
+settings.register_profile("exhaustive", max_examples=300, deadline=None)
+
+
+def pytest_configure(config):
+    settings.load_profile("default tier" if "not exhaustive" in config.option.markexpr else "exhaustive")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at markers

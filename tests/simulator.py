@@ -5,9 +5,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 
 REPORTS = "SIMULATOR_REPORTS"
-"""Environment variable: the file descriptor that the second pytest writes its reports to."""
+"""Environment variable: the file that the second pytest writes its reports to."""
 
 
 class Simulator:
@@ -16,7 +17,8 @@ class Simulator:
     def __init__(self, names, root):
         self._folder = tempfile.TemporaryDirectory(prefix="fastopt-simulator-")
         self._log = open(os.path.join(self._folder.name, "log"), "w+")  # noqa: SIM115  closed below
-        reading, writing = os.pipe()
+        reports = os.path.join(self._folder.name, "reports")
+        self._reports = open(reports, "a+")  # noqa: SIM115
         environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "FASTOPT_CACHE_DIR": self._folder.name}
         environment.pop("PYTEST_ADDOPTS", None)
         self._process = subprocess.Popen(
@@ -25,19 +27,21 @@ class Simulator:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             cwd=root,
-            env={**environment, REPORTS: str(writing)},
-            pass_fds=[writing],
+            env={**environment, REPORTS: reports},
         )
-        os.close(writing)
-        self._reports = open(reading)  # noqa: SIM115
         self._finished = {}
 
     def result(self, name):
         """Wait for the test `name`; its outcome and what there is to say about it."""
         found = ("passed", "")
         while name not in self._finished:
-            line = self._reports.readline()
-            if not line:  # the process has ended before
+            has_ended = self._process.poll() is not None  # asked for before the last reports are read
+            start, line = self._reports.tell(), self._reports.readline()
+            if not line.endswith("\n") and not has_ended:
+                self._reports.seek(start)
+                time.sleep(0.05)
+                continue
+            if not line:
                 self._log.seek(0)
                 return "failed", f"the simulator ended without a result of this test:\n{self._log.read()[-5000:]}"
             reported, when, *outcome = json.loads(line)
@@ -63,4 +67,5 @@ def report(result):
     for title, content in result.sections if result.failed else ():
         text += f"\n--- {title} ---\n{content}"
     line = json.dumps([result.nodeid, result.when, result.outcome, text])
-    os.write(int(os.environ[REPORTS]), f"{line}\n".encode())
+    with open(os.environ[REPORTS], "a") as file:
+        file.write(f"{line}\n")

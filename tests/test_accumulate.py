@@ -80,6 +80,7 @@ def test_a_step_of_accumulated_gradients_is_that_of_separate_steps(config):
         assert_equals_separate(optimizer, params, separate, f"round {round_}")
 
 
+@pytest.mark.covering(2)
 @pytest.mark.bits
 @pytest.mark.usefixtures("parallel_from_the_first_element")
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])

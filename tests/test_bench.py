@@ -695,6 +695,7 @@ def test_comparing_what_is_not_there_is_a_one_line_error(runner, tmp_path):
     assert re.fullmatch(r"fastopt: .*a: No such file or directory\n", finished.stderr)
 
 
+@pytest.mark.exhaustive
 def test_a_run_on_the_gpu_of_the_simulator(runner, tmp_path):
     """The whole way with arrays on the device; the simulator's times mean nothing."""
     try:

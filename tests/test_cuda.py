@@ -73,6 +73,7 @@ def count(pattern, ptx):
     return len(re.findall(pattern, ptx))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("state_dtype", STATE_DTYPES)
 @pytest.mark.parametrize("rule", cuda.rules())
 def test_a_rule_compiles_to_exactly_rounded_float32_and_wide_accesses(rule, state_dtype):

@@ -211,23 +211,28 @@ def test_disagreeing_backends_exit_with_1_and_say_which(tmp_path, monkeypatch, c
     assert "Lion: the final training losses of the backends" in capsys.readouterr().err
 
 
+@pytest.mark.covering(1)
+@pytest.mark.parametrize("backend", demo.BACKENDS)
 @pytest.mark.parametrize("name", list(registry))
-def test_every_optimizer_learns_with_both_backends(name):
+def test_every_optimizer_learns_with_both_backends(name, backend):
     import_packages()
     training, validation = demo.load_digits()
-    for backend in demo.BACKENDS:
-        result = demo.train(registry[name], backend, training, validation, demo.EPOCHS, seed=0)
-        assert result.accuracy > 0.9, (backend, result)
+    result = demo.train(registry[name], backend, training, validation, demo.EPOCHS, seed=0)
+    assert result.accuracy > 0.9, result
+
+
+@pytest.fixture(scope="module")
+def losses_at_a_constant_rate():
+    import_packages()
+    return demo.train(registry["sgd"], "cpu", *demo.load_digits(), 6, 0).losses
 
 
 @pytest.mark.parametrize("schedule", demo.SCHEDULES)
-def test_every_schedule_of_the_demo_learns_and_changes_the_learning_rate(schedule):
-    import_packages()
-    digits = demo.load_digits()
-    scheduled, constant = (demo.train(registry["sgd"], "cpu", *digits, 6, 0, schedule=s) for s in (schedule, None))
+def test_every_schedule_of_the_demo_learns_and_changes_the_learning_rate(schedule, losses_at_a_constant_rate):
+    scheduled = demo.train(registry["sgd"], "cpu", *demo.load_digits(), 6, 0, schedule=schedule)
     assert scheduled.accuracy > 0.9
     if schedule != "plateau":  # which has no reason to in the first epochs
-        assert scheduled.losses[1:] != constant.losses[1:]
+        assert scheduled.losses[1:] != losses_at_a_constant_rate[1:]
 
 
 @pytest.mark.parametrize("schedule", demo.SCHEDULES)

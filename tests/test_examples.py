@@ -30,6 +30,7 @@ SCRIPTS = sorted((Path(__file__).parent.parent / "examples").glob("plot_*.py"))
 if not SCRIPTS:
     pytest.skip("the examples lie in the source checkout alone", allow_module_level=True)
 
+pytestmark = pytest.mark.exhaustive  # a minute, and more with every example
 SECONDS = 20.0
 """Processor time that one example may take."""
 WIDTH = 7.5

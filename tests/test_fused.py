@@ -277,6 +277,7 @@ def test_tensors_may_have_gradients_of_different_types():
 # --- Skipping
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan], ids=str)
 @pytest.mark.parametrize("where", [0, 20_000, -1])
 @pytest.mark.parametrize("dtype", GRADIENTS.values(), ids=GRADIENTS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from configs import CONFIGS, DEFAULTS
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from oracle import Oracle, assert_same_bits
@@ -250,7 +250,6 @@ ANY = arrays(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given(values=ANY)
 def test_any_block_is_encoded_as_the_reference_does(values):
     """The state becomes the gradient: exp_avg = 0 * 0 + 1 * g."""
@@ -266,7 +265,6 @@ def test_any_block_is_encoded_as_the_reference_does(values):
     np.testing.assert_array_equal(state["exp_avg_scale"], scales)
 
 
-@settings(max_examples=300, deadline=None)
 @given(values=ANY)
 @EACH_CODEC
 def test_inf_and_nan_survive_and_errors_are_below_a_unit(codec, values):

@@ -891,6 +891,7 @@ def test_repr_shows_the_options():
     assert "backend='cpu', n_threads=1, ema_decay=0.99, state_dtype='8bit'>" in text
 
 
+@pytest.mark.exhaustive
 def test_a_step_is_index_safe_beyond_two_to_the_31_elements():
     n = 2**31 + 70_001
     if _available_bytes() < 5 * n:

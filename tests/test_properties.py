@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 from configs import CONFIGS, DEFAULTS
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from oracle import TINY, Oracle, assert_same_bits
@@ -27,7 +27,6 @@ def arrays(shape, elements=ANY_FLOAT):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_any_float_gives_the_bits_of_the_rule_with_subnormals_as_zero(config, data):
     n = data.draw(st.integers(1, 150))
@@ -49,7 +48,6 @@ def test_any_float_gives_the_bits_of_the_rule_with_subnormals_as_zero(config, da
                 assert_same_bits(optimizer.state[0][name], state, f"{config} on {isa}, {name}")
 
 
-@settings(max_examples=50, deadline=None)
 @given(shape=SHAPES, seed=st.integers(0, 9))
 def test_the_shape_changes_no_bit(shape, seed):
     p, g = np.random.default_rng(seed).standard_normal((2, *shape)).astype(np.float32)
@@ -63,7 +61,6 @@ def test_the_shape_changes_no_bit(shape, seed):
 
 @pytest.mark.parametrize("isa", cpu.available_isas())
 @pytest.mark.parametrize("config", DEFAULTS, ids=str)
-@settings(max_examples=10, deadline=None)
 @given(at=st.tuples(*[st.integers(0, 17)] * 2), n=st.integers(0, 300))
 def test_arrays_aligned_to_four_bytes_alone_change_no_bit(config, isa, at, n):
     rng = np.random.default_rng(n)

@@ -74,6 +74,7 @@ def test_the_first_example_learns_and_prints_what_it_says():
         assert loss == pytest.approx(shown, rel=0.05, abs=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(len(cpu.available_isas()) < 3, reason="fewer instruction sets have fewer tests")
 def test_as_many_tests_compare_bits_as_the_readme_says():
     said = int(

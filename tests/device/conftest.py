@@ -36,17 +36,20 @@ def pytest_collection_modifyitems(items):
             item.stash[IN_THE_SIMULATOR] = True
         else:
             item.add_marker(pytest.mark.gpu)
+    items.sort(key=lambda item: IN_THE_SIMULATOR in item.stash)  # last: the simulator runs beside the others
+
+
+def pytest_collection_finish(session):
+    names = [item.nodeid for item in session.items if IN_THE_SIMULATOR in item.stash]
+    if names and not session.config.option.collectonly:
+        session.stash[SIMULATOR] = simulator.Simulator(names, session.config.rootpath)
+        session.config.add_cleanup(session.stash[SIMULATOR].close)
 
 
 def pytest_pyfunc_call(pyfuncitem):
     if IN_THE_SIMULATOR not in pyfuncitem.stash:
         return None
-    stash = pyfuncitem.session.stash
-    if SIMULATOR not in stash:
-        names = [item.nodeid for item in pyfuncitem.session.items if IN_THE_SIMULATOR in item.stash]
-        stash[SIMULATOR] = simulator.Simulator(names, pyfuncitem.config.rootpath)
-        pyfuncitem.config.add_cleanup(stash[SIMULATOR].close)
-    outcome, text = stash[SIMULATOR].result(pyfuncitem.nodeid)
+    outcome, text = pyfuncitem.session.stash[SIMULATOR].result(pyfuncitem.nodeid)
     if outcome == "skipped":
         pytest.skip(text)
     if outcome == "failed":

@@ -27,6 +27,7 @@ def test_every_rule_has_the_bits_of_the_cpu(config):
     both.check()
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
 @pytest.mark.parametrize("config", DEFAULTS, ids=str)
 def test_states_in_low_precision_have_the_bits_of_the_cpu(config, state_dtype):
@@ -71,6 +72,7 @@ def surroundings():
         yield name, grad_types[k % 3], tail, keeps[(k + k // 3) % 3]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("name", "grad_type", "tail", "keeps"), list(surroundings()))
 def test_what_surrounds_a_rule_has_the_bits_of_the_cpu(name, grad_type, tail, keeps):
     rng = np.random.default_rng(4)
@@ -88,6 +90,7 @@ def test_what_surrounds_a_rule_has_the_bits_of_the_cpu(name, grad_type, tail, ke
     both.check()
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("name", ["adam", "nadam", "lamb"])
 def test_a_step_with_a_gradient_that_is_not_finite_is_skipped(name, bad):
