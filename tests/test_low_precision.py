@@ -356,6 +356,7 @@ def test_the_second_moment_decays_when_gradients_stop(state_dtype):
 # --- Training
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("state_dtype", LOW)
 @pytest.mark.parametrize("name", ["adam", "adamw", "lion", "rmsprop", "momentum"])
 def test_the_demos_network_learns_as_well(name, state_dtype):
@@ -430,6 +431,7 @@ def character_loss(make, n_steps=800):
     return demo.cross_entropy(forward(held_out)[2].astype(np.float64), held_out[:, 8])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "lr"), [("Adam", 3e-3), ("AdamW", 3e-3), ("Lion", 5e-4), ("RMSprop", 2e-3), ("Momentum", 0.1)]
 )
