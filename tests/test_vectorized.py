@@ -47,7 +47,8 @@ def compilers(source):
     yield started
     for compiler in started.values():
         compiler.kill()
-        compiler.communicate()
+        compiler.wait()
+        compiler.stderr.close()
 
 
 @pytest.mark.parametrize("instruction_set", for_this_machine(), ids=lambda row: row.name)
