@@ -26,7 +26,7 @@ SECTIONS = {
     "hard": "hard inputs",
     "threads": "threads",
 }
-NS = "ns per parameter (lower is better)"
+UNIT = "ns per parameter (lower is better)"
 
 
 def runs():
@@ -88,7 +88,7 @@ def curve():
     """ns per parameter over the parameter count, with quartiles; a point shows its numbers when the mouse is near."""
     colour = altair.Color("contestant:N", scale=colours(), legend=None)
     x = altair.X("parameters:Q", scale=altair.Scale(type="log"), title="parameters", axis=altair.Axis(format="~s"))
-    y = altair.Y("median_per_parameter:Q", scale=altair.Scale(type="log"), title=NS)
+    y = altair.Y("median_per_parameter:Q", scale=altair.Scale(type="log"), title=UNIT)
     base = _chart().transform_filter("datum.section == 'curves'").encode(x=x, color=colour)
     width = altair.condition(f"datum.contestant == '{NAME}'", altair.value(3), altair.value(1.5))
     dash = altair.condition(f"datum.contestant == '{PROBE}'", altair.value([6, 4]), altair.value([1, 0]))
@@ -110,7 +110,7 @@ def bars():
         .encode(y=y)
     )
     colour = altair.Color("contestant:N", scale=colours(), legend=None)
-    x = altair.X("median_per_parameter:Q", title=NS)
+    x = altair.X("median_per_parameter:Q", title=UNIT)
     medians = base.mark_bar(opacity=0.75).encode(x=x, color=colour, tooltip=TOOLTIP)
     quartiles = base.mark_rule(size=2, color="currentColor").encode(
         x=altair.X("q1_per_parameter:Q", title=""), x2=altair.X2("q3_per_parameter:Q")
