@@ -156,7 +156,7 @@ def finished(tmp_path_factory):
 
 def test_the_demo_prints_a_row_for_each_optimizer(finished):
     lines = finished[0].stdout.splitlines()
-    header = next(k for k, line in enumerate(lines) if line.startswith("optimizer "))
+    header = next(k for k, line in enumerate(lines) if line.startswith("optimizer  "))
     assert [line.split()[0] for line in lines[header + 1 : header + 3]] == ["AdamW", "Lion"]
     assert all(math.isfinite(float(cell)) for line in lines[header + 1 : header + 3] for cell in line.split()[1:])
     assert lines[header + 3] == ""
