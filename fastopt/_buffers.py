@@ -422,7 +422,7 @@ class FlatBuffer(Mapping[str, Array]):
         self._name_of[id(self.flat)] = None
         _buffer_of.update(dict.fromkeys(self._name_of, self))
         for name, tensor in tensors.items():
-            if isinstance(tensor, np.ndarray) or backends.lives_on_gpu(tensor):
+            if is_array(tensor) or backends.lives_on_gpu(tensor):
                 self._put(name, tensor)
 
     def zeros_like(self) -> FlatBuffer:
@@ -454,9 +454,9 @@ class FlatBuffer(Mapping[str, Array]):
         if isinstance(values, np.float32):
             values = np.asarray(values)
         shape = backends.resolve(self.backend).arrays.shape_of(view)
-        is_array = isinstance(values, np.ndarray) or backends.lives_on_gpu(values)
-        if not is_array or _shape(name, values) != shape:
-            error = ValueError if is_array else TypeError
+        has_values = is_array(values) or backends.lives_on_gpu(values)
+        if not has_values or _shape(name, values) != shape:
+            error = ValueError if has_values else TypeError
             raise error(f"FlatBuffer: {name!r} must be set to float32 of shape {shape}, got {describe(values)}")
         self._put(name, values)
 
@@ -490,10 +490,11 @@ def _buffer_again(cls: type[FlatBuffer], arrays: Mapping[str, Array], backend: L
 
 
 def _shape(name: str, tensor: Any) -> tuple[int, ...]:
-    if isinstance(tensor, np.ndarray):
-        if tensor.dtype != np.float32 or isinstance(tensor, np.ma.MaskedArray):
-            raise TypeError(f"FlatBuffer: {name!r} must be a float32 array, got {describe(tensor)}")
-        return tensor.shape
+    if is_array(tensor):
+        plain = np.ndarray.view(tensor, np.ndarray)
+        if plain.dtype != np.float32 or issubclass(type(tensor), np.ma.MaskedArray):
+            raise TypeError(f"FlatBuffer: {name!r} must be a float32 array, got {describe(plain)}")
+        return plain.shape
     if backends.lives_on_gpu(tensor):
         memory = backends.resolve("cuda").arrays
         memory.check_array(tensor, f"FlatBuffer: {name!r}", writable=False)

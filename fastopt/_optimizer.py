@@ -699,15 +699,18 @@ class Optimizer(metaclass=_Listing):
             if not isinstance(params, Sequence) or len(params) != len(self._tensors):
                 raise ValueError(f"{self._name}: params must be a list of {len(self._tensors)} arrays")
             values = list(params)
-        halves = [half for t in self._tensors for half in (t.array, t.low)]
         for tensor, value in zip(self._tensors, values, strict=True):
-            arrays = _buffers if isinstance(value, np.ndarray) else self._arrays
+            arrays = _buffers if _buffers.is_array(value) else self._arrays
             arrays.check_array(value, f"{self._name}: {tensor.label}", shape=tensor.shape, writable=False)
-            if backends.lives_on_gpu(value) == backends.lives_on_gpu(tensor.array):
-                overlap = self._arrays.first_overlap([*halves, value])
-                if overlap is not None and overlap[1] == len(halves):
-                    raise ValueError(f"{self._name}: the values for {tensor.label} overlap the parameters in memory")
             self._check_parameter(tensor.array, tensor.label, tensor.shape)
+        halves = [half for tensor in self._tensors for half in (tensor.array, tensor.low)]
+        beside = [k for k, value in enumerate(values) if backends.lives_on_gpu(value) == (self.backend == "cuda")]
+        ranges = self._arrays.ranges(halves)
+        if ranges.plus(self._arrays.ranges([values[k] for k in beside])).first_overlap() is not None:
+            for k in beside:  # values may overlap one another
+                if ranges.plus(self._arrays.ranges([values[k]])).first_overlap() is not None:
+                    label = self._tensors[k].label
+                    raise ValueError(f"{self._name}: the values for {label} overlap the parameters in memory")
         changes = backends.engine().Changes()
         for tensor, value in zip(self._tensors, values, strict=True):
             self._arrays.note_values(changes, tensor, value)
@@ -781,7 +784,7 @@ class Optimizer(metaclass=_Listing):
         for name, awaited in self._awaited.items():
             position = len(state)
             entry = awaited.entry.items()
-            state[position] = {key: np.copy(v) if isinstance(v, np.ndarray) else v for key, v in entry}
+            state[position] = {key: np.copy(v) if _buffers.is_array(v) else v for key, v in entry}
             groups[0]["params"].append(position)
             groups[0]["param_names"].append(name)
             for where, kept in (("ema", awaited.average), ("master_low", awaited.low)):

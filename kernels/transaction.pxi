@@ -70,18 +70,27 @@ cdef class Guard:
 
     def run(self, str what, function, *arguments):
         """The result of ``function(*arguments)``, called while the optimizer is taken for the operation `what`."""
-        self.enter(what)
+        return self.run_at(what, False, function, arguments)
+
+    cdef object run_at(self, str what, bint may_be_swapped, function, tuple arguments):
+        """The caller's rounding mode changes no bit of what is computed meanwhile."""
+        cdef control_word caller
+        self.enter(what, may_be_swapped)
+        caller = enter_host()
         try:
             return function(*arguments)
         finally:
+            leave_kernels(caller)
             self.leave()
 
     def run_or_undo(self, str what, Changes changes, function, *arguments):
         """``function(changes, *arguments)``, likewise; an exception before a step was finished undoes `changes`."""
         cdef long long steps
         cdef bint is_done = False
+        cdef control_word caller
         self.enter(what)
         steps = self.steps
+        caller = enter_host()
         try:
             result = function(changes, *arguments)
             is_done = True
@@ -89,15 +98,12 @@ cdef class Guard:
         finally:  # not `except`, which allocates before it begins
             if not is_done and self.steps == steps:
                 changes.undo_from(0)
+            leave_kernels(caller)
             self.leave()
 
     def run_also_swapped(self, str what, function, *arguments):
         """The same for an operation that makes sense inside `swap_ema`, too."""
-        self.enter(what, True)
-        try:
-            return function(*arguments)
-        finally:
-            self.leave()
+        return self.run_at(what, True, function, arguments)
 
 
 cdef enum:
