@@ -636,7 +636,7 @@ class Optimizer(metaclass=_Listing):
             self._bind(changes, moved, new)
             changes.publish()
         if len(arrays) < len(self._tensors):
-            grads = {name: grads.get(name) for name in self._names or ()}
+            grads = {**dict.fromkeys(self._names or ()), **grads}
         return self._step_with(self._planned().step_held, grads, *chosen)
 
     def swap_ema(self) -> AbstractContextManager[None]:
