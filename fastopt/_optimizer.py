@@ -299,16 +299,6 @@ class Optimizer(metaclass=_Listing):
                 self._check_settable(name)
             object.__setattr__(self, name, value)
 
-        def __getattr__(self, name):
-            """What is looked for in vain: a hyperparameter and torch's `zero_grad` are answered with where it is."""
-            hint = ""
-            if name in type(self).spec.hypers:
-                hint = f"; it is a value of each param group: opt.param_groups[0][{name!r}]"
-            elif name == "zero_grad":
-                hint = "; step(grads, zero_grads=True) leaves the gradients zero"
-            message = f"{type(self).__name__!r} object has no attribute {name!r}{hint}"
-            raise AttributeError(message, name=name, obj=self)
-
     @property
     def defaults(self) -> dict[str, Any]:
         """Hyperparameters of a param group that does not set its own, as the constructor got them."""

@@ -23,25 +23,6 @@ def test_a_hyperparameter_set_as_an_attribute_is_refused_with_the_place_where_it
         optimizer.lr = 0.1
 
 
-def test_a_hyperparameter_read_as_an_attribute_is_answered_with_the_place_where_it_is():
-    with pytest.raises(AttributeError, match=r"no attribute 'lr'; .* each param group: opt.param_groups\[0\]\['lr'\]"):
-        fastopt.Adam([ones(3)]).lr  # noqa: B018
-
-
-def test_zero_grad_is_answered_with_the_option_of_step():
-    with pytest.raises(AttributeError, match=r"no attribute 'zero_grad'; step\(grads, zero_grads=True\)"):
-        fastopt.Adam([ones(3)]).zero_grad()
-
-
-def test_any_other_attribute_is_missing_as_everywhere_in_python():
-    optimizer = fastopt.Adam([ones(3)])
-    assert not hasattr(optimizer, "minimize")
-    with pytest.raises(AttributeError, match="^'Adam' object has no attribute 'stp'$") as caught:
-        optimizer.stp()
-    assert caught.value.name == "stp"  # by which Python's own "Did you mean" finds 'step'
-    assert caught.value.obj is optimizer
-
-
 def test_a_misspelt_attribute_is_refused_with_the_nearest_word():
     optimizer = fastopt.Adam([ones(3)])
     with pytest.raises(AttributeError, match="no attribute 'n_treads' to set; did you mean 'n_threads'"):
