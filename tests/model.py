@@ -33,16 +33,33 @@ class Parameter:
     copy: np.ndarray | None = None
 
 
+def as_float16(p):
+    """The nearest float16 of float32 values, as their bits; every NaN becomes the quiet one without a payload."""
+    with np.errstate(over="ignore"):
+        halves = p.astype(np.float16).view(np.uint16)
+    return np.where(np.isnan(p), (halves & 0x8000) | 0x7E00, halves)
+
+
+def lower_half(p):
+    """What float32 parameters have beside their nearest bfloat16."""
+    high, low = np.empty(p.shape, np.uint16), np.empty(p.shape, np.uint16)
+    _codecs.split(p, high, low)
+    return low
+
+
 class Model:
     """The parameters of one optimizer by name (or position), in their order."""
 
-    def __init__(self, spec, hypers, state_dtype="float32", seed=0, ema_decay=None, copy_dtype=None, master=None):
-        self.spec, self.state_dtype, self.seed = spec, state_dtype, seed
-        self.ema_decay, self.copy_dtype, self.master = ema_decay, copy_dtype, master
+    def __init__(self, spec, hypers, *, state_dtype, seed, ema_decay, ema_warmup, copy_dtype, is_split):
+        self.spec, self.state_dtype, self.seed, self.is_split = spec, state_dtype, seed, is_split
+        self.ema_decay, self.ema_warmup, self.copy_dtype = ema_decay, ema_warmup, copy_dtype
         self.defaults = Config(spec, "", hypers).values
         self.groups = []
         self.parameters = {}
         self.awaited = {}
+        self.sums = {}
+        """Accumulated gradients, by name."""
+        self.n_accumulated = 0
 
     def clone(self):
         """Another model of the same values."""
@@ -74,11 +91,9 @@ class Model:
             if waited is not None:
                 made.kept, made.running, made.step = waited.kept, waited.running, waited.step
                 made.ema, made.index = waited.ema, waited.index
-                if self.master is not None:  # the array is the upper half, and the lower one waited
-                    halves = np.zeros((2, 2, p.size), np.uint16)
-                    _codecs.split(p, *halves[0])
-                    _codecs.split(waited.p, *halves[1])
-                    made.p = _codecs.join(halves[0, 0], halves[1, 1])
+                if self.is_split:
+                    high = (p.view(np.uint32) >> 16).astype(np.uint16)
+                    made.p = _codecs.join(high, lower_half(waited.p))
             self.parameters[name] = made
             self.refresh(name)
 
@@ -87,6 +102,22 @@ class Model:
         self.parameters[name].p = array.ravel().copy()
 
     # --- Stepping
+
+    def accumulate(self, grads):
+        """Add gradients to the sums of the calls before."""
+        for name, g in grads.items():
+            if g is not None:
+                self.sums[name] = self.sums.get(name, np.zeros(g.size, np.float32)) + decoded(g.ravel())
+        self.n_accumulated += 1
+
+    def step_accumulated(self, **options):
+        """One step with the sums, which are gone then."""
+        grads = {name: self.sums.get(name) for name in self.parameters}
+        self.discard()
+        return self.step(grads, **options)
+
+    def discard(self):
+        self.sums, self.n_accumulated = {}, 0
 
     def step(self, grads, grad_scale=1.0, max_norm=None, clip_value=None, skip_nonfinite=False):
         """One step with `grads`, an array or None for each name; whether it was applied, and the norm if asked for."""
@@ -119,7 +150,8 @@ class Model:
             random = _codecs.Random(self.seed, one.step, one.index, position)
             one.kept[state] = self.codec(state).encode(oracle.arrays[state], random, one.kept[state][1])
         if one.ema is not None:
-            one.ema = np.float32(self.ema_decay) * one.ema + np.float32(1.0 - self.ema_decay) * one.p
+            decay = min(self.ema_decay, (1.0 + one.step) / (10.0 + one.step)) if self.ema_warmup else self.ema_decay
+            one.ema = np.float32(decay) * one.ema + np.float32(1.0 - decay) * one.p
 
     def refresh(self, *names):
         """Round the parameters into their copies; all of them without `names`."""
@@ -128,7 +160,7 @@ class Model:
             if self.copy_dtype == "bfloat16":
                 one.copy = as_bfloat16(one.p)
             elif self.copy_dtype == "float16":
-                one.copy = one.p.astype(np.float16).view(np.uint16)
+                one.copy = as_float16(one.p)
 
     # --- Saving and loading
 
