@@ -38,12 +38,13 @@ class BuildKernels(build_ext):
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 path.write_text(text, encoding="utf-8")
         for extension in self.extensions:
+            is_engine = extension.name.endswith("._engine")
             extension.include_dirs += ["kernels", str(GENERATED), numpy.get_include()]
             extension.depends += [
                 str(path)
                 for folder in ("kernels", GENERATED)
                 for path in Path(folder).iterdir()
-                if path.suffix in (".h", ".pxd", ".pxi")
+                if path.suffix in (".h", ".pxd") or (is_engine and path.suffix == ".pxi")
             ]
         made = cythonize(
             self.extensions, include_path=["kernels"], build_dir=str(GENERATED), language_level=3, quiet=True
