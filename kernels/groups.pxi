@@ -17,14 +17,18 @@ cdef int check_groups(Plan plan) except -1:
 
 
 cdef bint group_is_unchanged(Plan plan, Py_ssize_t k):
-    cdef object values = <object>PyList_GET_ITEM(plan.group_values, k)
+    """Whether a group holds what was last read from it: the same keys in the same order, with the same values."""
+    cdef object read = <object>PyList_GET_ITEM(plan.group_values, k)
     cdef object group = <object>PyTuple_GET_ITEM(plan.group_dicts, k)
-    cdef Py_ssize_t i
-    if values is None or PyDict_Size(group) != PyTuple_GET_SIZE(values):
+    cdef Py_ssize_t i = 0, at = 0
+    cdef PyObject* key
+    cdef PyObject* value
+    if read is None or 2 * PyDict_Size(group) != PyTuple_GET_SIZE(read):
         return False
-    for i in range(PyTuple_GET_SIZE(plan.hyper_names)):
-        if PyDict_GetItem(group, <object>PyTuple_GET_ITEM(plan.hyper_names, i)) != PyTuple_GET_ITEM(values, i):
+    while PyDict_Next(group, &at, &key, &value):  # looking every name up took a quarter of a small step
+        if key != PyTuple_GET_ITEM(read, i) or value != PyTuple_GET_ITEM(read, i + 1):
             return False
+        i += 2
     return True
 
 
@@ -46,11 +50,7 @@ cdef int read_group(Plan plan, Py_ssize_t k) except -1:
             group.states[i] = plan.state_names.index(state)
         for i, value in enumerate(hyper):
             group.hyper[i] = value
-    # Values that no kernel reads (such as initial_lr) stand behind the others: only their number counts.
-    for key in plan.hyper_names:
-        values.append(live[key])
-    for key in live:
-        if key not in plan.hyper_names:
-            values.append(live[key])
+    for item in live.items():
+        values += item
     plan.group_values[k] = tuple(values)
     return 0

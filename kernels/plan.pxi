@@ -80,7 +80,6 @@ cdef class Plan:
     cdef list param_groups
     cdef tuple group_dicts
     cdef list group_values
-    cdef tuple hyper_names
     cdef tuple state_names
     cdef int structure
     cdef tuple names
@@ -123,7 +122,6 @@ cdef class Plan:
         self.param_groups = optimizer.param_groups
         self.group_dicts = optimizer._groups
         self.guard = optimizer._guard
-        self.hyper_names = ("params", *spec.hypers)
         self.state_names = tuple(spec.states)
         self.n_running = len(spec.running)
         self.names = optimizer._names or ()
