@@ -179,6 +179,39 @@ class Optimizer(metaclass=_Listing):
         are almost that of a hyperparameter or an option.
     """
 
+    # Fixed places, so that `vars` holds what a subclass of yours adds, and reading one in `step` is quick.
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_arrays",
+        "_awaited",
+        "_backend",
+        "_backend_asked",
+        "_by_name",
+        "_by_update",
+        "_copy_dtype",
+        "_defaults",
+        "_ema_decay",
+        "_ema_warmup",
+        "_given",
+        "_grad_dtype",
+        "_groups",
+        "_guard",
+        "_kept_for_graphs",
+        "_master",
+        "_members",
+        "_n_threads",
+        "_names",
+        "_param_groups",
+        "_plan",
+        "_ranges",
+        "_read",
+        "_seed",
+        "_state_dtype",
+        "_structure",
+        "_tensors",
+    )
+
     _backend: Any
     _arrays: Any
 
@@ -207,7 +240,6 @@ class Optimizer(metaclass=_Listing):
 
     def __init__(self, params: Params | None, arguments: Mapping[str, Any]) -> None:
         # `arguments` are those of the subclass's __init__: the hyperparameters and `options` among them.
-        before = set(vars(self))
         options: dict[str, Any] = {**_OPTIONS, **arguments["options"]}
         unknown = [name for name in options if name not in _OPTIONS]
         if unknown:
@@ -283,8 +315,6 @@ class Optimizer(metaclass=_Listing):
                 f"{self._name}: params must be a float32 array, a sequence or a dict of them, or a list of param "
                 f"groups, got {_buffers.describe(params)}{_buffers.remedy(params)}"
             )
-        self._own_attributes = {*vars(self), "_own_attributes"} - before
-        """What is not a subclass's."""
 
     # --- What users see
 
@@ -835,7 +865,7 @@ class Optimizer(metaclass=_Listing):
             "defaults": self.defaults,
             "options": self._options(),
             "state_dict": self.state_dict(),
-            "attributes": {name: value for name, value in vars(self).items() if name not in self._own_attributes},
+            "attributes": dict(vars(self)),
         }
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
