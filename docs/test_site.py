@@ -3,6 +3,7 @@
 `python -m sphinx -W -b html docs build/site && python -m pytest docs`; `--site` for another folder.
 """
 
+import inspect
 import json
 import re
 import shutil
@@ -176,6 +177,31 @@ def test_the_paths_start_where_they_should_and_descend():
 def test_a_path_is_that_of_the_optimizer():
     points = optimizer_pages.path(fastopt.SGD, 0.5)
     np.testing.assert_allclose(points[1], [-7.2 * 0.95, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("spec", registry.values(), ids=lambda spec: spec.name)
+def test_the_table_of_hyperparameters_has_every_one_with_its_default(pages, spec):
+    row = next(row for row in optimizer_pages.defaults().split("* - ") if f"<{spec.function}>" in row)
+    _, *parameters = inspect.signature(spec.cls).parameters.values()
+    ours = [f"{p.name}={p.default!r}" for p in parameters if p.name in spec.hypers]
+    assert re.findall(r"``(.+?)``", row) == ours
+    assert ", ".join(ours) in " ".join(pages["optimizers/index.html"].text.split())
+
+
+@pytest.mark.parametrize("spec", registry.values(), ids=lambda spec: spec.name)
+def test_the_table_of_optimizers_has_the_bytes_that_a_state_takes(spec):
+    row = next(row for row in optimizer_pages.overview().split("* - ") if f"<{spec.function}>" in row)
+    p = np.ones(64_000, np.float32)
+    kept = []
+    for state_dtype in ("float32", "bfloat16", "8bit"):
+        optimizer = spec.cls([p], state_dtype=state_dtype)
+        optimizer.step([np.ones_like(p)])
+        kept.append(f"{optimizer.state_nbytes / p.size:.3g}")
+    assert f"- {', '.join(kept)}" in row
+
+
+def test_the_table_of_optimizers_says_what_other_hyperparameters_add():
+    assert "8, 4, 2.06; +4, 2, 1.03 with ``amsgrad=True``" in optimizer_pages.overview()
 
 
 def test_every_schedule_is_drawn():

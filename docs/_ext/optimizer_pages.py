@@ -1,4 +1,4 @@
-"""A page for every optimizer of the registry, and the table of all of them: text and pictures, before Sphinx reads.
+"""A page for every optimizer of the registry, and two tables of all of them: text and pictures, before Sphinx reads.
 
 What is known of an optimizer stands in its own file (`fastopt/optimizers/`): what is not in the registry is read from
 its docstring. Nothing here knows one of them by name.
@@ -183,14 +183,19 @@ def states(spec):
     """What is kept for every parameter, and its bytes under every `state_dtype`."""
     rows = []
     for state, first in spec.states.items():
-        sizes = [_codecs.codec(dtype, spec.kinds[state]).bytes_per_element for dtype in _codecs.STATE_DTYPES]
         initial = f"`{first}`" if isinstance(first, str) else f"{first:g}"
         words = f"{KINDS[spec.kinds[state]]}, {initial} before the first step"
         if state in spec.optional_states:
             words += f"; only with ``{spec.needed_when(state)}``"
-        rows.append([f"``{state}``", words, ", ".join(f"{size:.3g}" for size in sizes)])
+        rows.append([f"``{state}``", words, ", ".join(sizes(spec, state))])
     header = ("array", "holds", f"bytes in {', '.join(_codecs.STATE_DTYPES)}")
     return list_table(header, rows, (28, 44, 28)) if rows else "It keeps no state."
+
+
+def sizes(spec, state):
+    """Bytes of a state for every parameter, under every `state_dtype`."""
+    codecs = [_codecs.codec(dtype, spec.kinds[state]) for dtype in _codecs.STATE_DTYPES]
+    return [f"{codec.bytes_per_element:.3g}" for codec in codecs]
 
 
 def memory(spec):
@@ -199,8 +204,8 @@ def memory(spec):
     kept = [_info.state_bytes(spec, dtype) for dtype in _codecs.STATE_DTYPES]
     text = f"With the defaults a step moves {kernel.bytes_moved} bytes for every parameter, with states in float32."
     if any(kept):
-        sizes = zip(kept, _codecs.STATE_DTYPES, strict=True)
-        text += f" The states take {', '.join(f'{size:.3g} in {dtype}' for size, dtype in sizes)}."
+        in_each = zip(kept, _codecs.STATE_DTYPES, strict=True)
+        text += f" The states take {', '.join(f'{size:.3g} in {dtype}' for size, dtype in in_each)}."
     if spec.running:
         text += (
             f" Beside them there is one float64 number for every array: {', '.join(f'`{n}`' for n in spec.running)}."
@@ -269,11 +274,33 @@ def overview():
     rows = []
     for spec in registry.values():
         kept = ", ".join(f"{_info.state_bytes(spec, dtype):.3g}" for dtype in _codecs.STATE_DTYPES)
+        more = [
+            f"+{', '.join(sizes(spec, state))} with ``{spec.needed_when(state)}``" for state in spec.optional_states
+        ]
+        kernel = default_kernel(spec)
+        more += ["+4 of workspace"] * kernel.gives_update
         summary = _docstrings.summary(spec.cls)
         words = summary.partition(": ")[2] or summary
-        rows.append([f":doc:`{spec.name} <{spec.function}>`", words, kept, default_kernel(spec).bytes_moved])
+        rows.append([link(spec), words, "; ".join([kept, *more]), kernel.bytes_moved])
     header = ("optimizer", "in one sentence", "state: float32, bfloat16, 8bit", "moved")
-    return list_table(header, rows, (14, 54, 20, 12)) + "\n"
+    return list_table(header, rows, (14, 50, 24, 12)) + "\n"
+
+
+def defaults():
+    """All optimizers: their functions and hyperparameters, with defaults."""
+    rows = [
+        [
+            link(spec),
+            f":func:`~fastopt.functional.{spec.function}`",
+            ", ".join(f"``{name}={hyper.default!r}``" for name, hyper in spec.hypers.items()),
+        ]
+        for spec in registry.values()
+    ]
+    return list_table(("optimizer", "function", "hyperparameters"), rows, (14, 14, 72)) + "\n"
+
+
+def link(spec):
+    return f":doc:`{spec.name} <{spec.function}>`"
 
 
 # --- Sphinx
@@ -297,6 +324,7 @@ def write_pages(_):
             draw_speed(cells, FOLDER / f"{spec.function}-speed.svg")
         write(FOLDER / f"{spec.function}.rst", page(spec, lr, points, cells))
     write(FOLDER / "overview.txt", overview())
+    write(FOLDER / "defaults.txt", defaults())
 
 
 def setup(app):
