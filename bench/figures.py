@@ -1,9 +1,13 @@
-"""The README's figures: `python -m bench.figures` writes them from the committed run."""
+"""Figures of README and documentation: `python -m bench.figures` writes them there from the committed run.
+
+The README has one table and what is promised of it; the page `docs/benchmark.md` has every table. What a table of the
+report looks like is `report.py`'s.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench import plots, promises, report, results
@@ -14,11 +18,15 @@ from bench.workloads import FROM_MEMORY, LARGEST, MODELS, SECTIONS, size_name
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmark.md"
 RESULTS = ROOT / "bench" / "results"
 MAIN = "2-core"
 """The folder in `RESULTS` that the README shows; others are linked."""
 PLACE = re.compile(r"(<!-- figures[^>]*-->\n).*?(<!-- end of figures -->)", re.DOTALL)
 STEPS = [("Adam", label) for label in ("16", "1e3", "1e5", "1e7")]
+STEP_HEADER = ("step", "arrays in", NAME, "fastest peer", "times faster")
+TAIL = "clip by norm, AdamW, average, bfloat16 copy, zero"
+"""What the whole tail is made of."""
 LARGE_STEPS = ("Adam", "AdamW", "SGD, momentum 0.9", "Adagrad")
 """Optimizers that are also shown from `LARGEST` parameters on."""
 
@@ -29,39 +37,70 @@ def committed() -> Results | None:
     return results.load(folder) if (folder / results.FILE).exists() else None
 
 
-def with_figures(readme: str, run: Results) -> str:
-    """The README's text with the figures of `run` between its marks."""
-    if not PLACE.search(readme):
-        raise ValueError("the README has no <!-- figures --> and <!-- end of figures -->")
-    return PLACE.sub(lambda match: match[1] + text(run) + match[2], readme)
+def with_figures(text: str, figures: str) -> str:
+    """A page's text with `figures` between its marks."""
+    if not PLACE.search(text):
+        raise ValueError("the page has no <!-- figures --> and <!-- end of figures -->")
+    return PLACE.sub(lambda match: match[1] + figures + match[2], text)
 
 
-def text(run: Results) -> str:
-    """Tables and sentences, every number of them from `run`."""
+def in_short(run: Results) -> str:
+    """The README's: a picture, one table, and what is kept of the promises; every number from `run`."""
+    cells = [*_adam(run), *_models(run)]
+    tails = _tails(run)
+    rows = [*_rows(cells), *_rows(tails, title="whole tail")]
+    return _paragraphs(
+        f"{_setting(run)} {_memory(run)}",
+        _picture(run),
+        report.table(STEP_HEADER, rows) if rows else "",
+        " ".join(filter(None, (f"The whole tail is {TAIL}.", _noise([*cells, *tails]), _sentence(run)))),
+    )
+
+
+def in_tables(run: Results) -> str:
+    """The documentation's: all tables, every number from `run`."""
+    single = [cell for cell in run.section("curves") if _is_shown(cell)]
+    unfused = [cell for cell in run.section("curves") if _is_unfused(cell)]
+    states = run.section("states")
+    return _paragraphs(
+        f"{_setting(run)} {_memory(run)}",
+        _table("step", [*single, *_models(run)]),
+        _table("step of 10 million parameters, not fused in torch", unfused),
+        _table(f"whole tail: {TAIL}", _tails(run), title=""),
+        _states(states),
+        _noise([*single, *_models(run), *unfused, *_tails(run), *states]),
+    )
+
+
+WRITTEN: dict[Path, Callable[[Results], str]] = {README: in_short, PAGE: in_tables}
+"""Files with figures between marks, and which."""
+
+
+def _paragraphs(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _setting(run: Results) -> str:
+    """On what and against whom it was measured."""
     peers = ", ".join(dict.fromkeys(part for version in run.run["peers"].values() for part in version.split(", ")))
     machine = run.machine
-    intro = (
+    return (
         f"{machine['cpus']} processors ({machine['processor']}, {machine['fastopt']['isa']}), "
         f"{machine['fastopt']['n_threads']} threads each, rounds interleaved on the same arrays: medians, with the "
         f"quartiles in brackets. Peers: {peers}."
     )
-    single = [cell for cell in run.section("curves") if _is_shown(cell)]
-    many = [cell for name in MODELS if (cell := run.cell(f"models/Adam/{name}"))]
-    unfused = [cell for cell in run.section("curves") if _is_unfused(cell)]
-    tails = [cell for name in MODELS if (cell := run.cell(f"tail/AdamW/{name}"))]
-    states = run.section("states")
-    parts = [
-        intro,
-        _memory(run),
-        _picture(run),
-        _table("step", [*single, *many]),
-        _table("step of 10 million parameters, not fused in torch", unfused),
-        _table("whole tail: clip by norm, AdamW, average, bfloat16 copy, zero", tails, only_label=True),
-        _states(states),
-        _noise([*single, *many, *unfused, *tails, *states]),
-        _sentence(run),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _models(run: Results) -> list[Cell]:
+    return [cell for name in MODELS if (cell := run.cell(f"models/Adam/{name}"))]
+
+
+def _tails(run: Results) -> list[Cell]:
+    return [cell for name in MODELS if (cell := run.cell(f"tail/AdamW/{name}"))]
+
+
+def _adam(run: Results) -> list[Cell]:
+    return [cell for cell in run.section("curves") if _is_shown(cell) and cell.info["title"] == "Adam"]
 
 
 def _is_shown(cell: Cell) -> bool:
@@ -88,7 +127,9 @@ def _picture(run: Results) -> str:
     title = "Adam"
     if len(run.curves.get(title, [])) < plots.FEWEST:
         return ""
-    return f"![{title} over the parameter count](bench/results/{MAIN}/{plots.name_of(title)}.png)"
+    return (
+        f"![{title}: fastopt and its peers over the parameter count](bench/results/{MAIN}/{plots.name_of(title)}.png)"
+    )
 
 
 def _is_unfused(cell: Cell) -> bool:
@@ -96,17 +137,23 @@ def _is_unfused(cell: Cell) -> bool:
     return at_1e7 and any(name in cell.entries for name in promises.TORCH_UNFUSED)
 
 
-def _table(what: str, cells: Sequence[Cell], only_label: bool = False) -> str:
+def _rows(cells: Sequence[Cell], title: str | None = None) -> list[list[str]]:
+    """Cells beside their fastest peer, under their optimizer's title or another."""
     rows = []
     for cell in cells:
         fastest = cell.fastest
         if fastest is None or cell.is_noisy:
             continue
-        name = cell.info["label"] if only_label else f"{cell.info['title']}, {cell.info['label']}"
+        name = ", ".join(filter(None, (cell.info["title"] if title is None else title, cell.info["label"])))
         faster = report.spread(cell.times_faster(fastest.contestant))
         peer = f"{report.times(fastest.sample)} {fastest.contestant}"
         rows.append([name, cell.arrays_in, report.times(cell.ours.sample), peer, faster])
-    return report.table((what, "arrays in", NAME, "fastest peer", "times faster"), rows) if rows else ""
+    return rows
+
+
+def _table(what: str, cells: Sequence[Cell], title: str | None = None) -> str:
+    rows = _rows(cells, title)
+    return report.table((what, *STEP_HEADER[1:]), rows) if rows else ""
 
 
 def _states(cells: Sequence[Cell]) -> str:
@@ -127,7 +174,7 @@ def _noise(cells: Sequence[Cell]) -> str:
     left_out = list(dict.fromkeys(cell.workload for cell in cells if cell.is_noisy))
     if not left_out:
         return ""
-    return f"Left out of these tables, because the rounds spread by more than {NOISY:.0%}: {'; '.join(left_out)}."
+    return f"Left out here, because the rounds spread by more than {NOISY:.0%}: {'; '.join(left_out)}."
 
 
 def _sentence(run: Results) -> str:
@@ -147,7 +194,10 @@ def _sentence(run: Results) -> str:
         if above:
             words += f"In {above} of {len(shares)} the {PROBE} is no roof: the step is faster, beyond the quartiles. "
     else:
-        words += "No curve of this run is one of memory, so none is held to a roof. "
+        words += (
+            "No curve of this run is one of memory, so none is held to a roof: that of the "
+            f"{PROBE}, a kernel that moves the same bytes without arithmetic. "
+        )
     behind = list(dict.fromkeys(cell.workload for cell, _ in report.behind(run)))
     if not behind:
         return words + f"No peer was faster in any of {len(run.cells)} workloads."
@@ -163,4 +213,5 @@ if __name__ == "__main__":
     last = committed()
     if last is None:
         raise SystemExit(f"no {results.FILE} in {RESULTS / MAIN}")
-    README.write_text(with_figures(README.read_text(encoding="utf-8"), last), encoding="utf-8")
+    for path, figures in WRITTEN.items():
+        path.write_text(with_figures(path.read_text(encoding="utf-8"), figures(last)), encoding="utf-8")

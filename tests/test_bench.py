@@ -743,21 +743,27 @@ def test_a_run_leaves_results_report_and_plots(runner, tmp_path):
 # --- The README
 
 
-def test_the_figures_of_the_readme_are_those_of_the_committed_run():
+@pytest.mark.parametrize("path", figures.WRITTEN, ids=lambda path: path.name)
+def test_the_figures_of_readme_and_documentation_are_those_of_the_committed_run(path):
     run = figures.committed()
     if run is None:
         pytest.skip("no run is committed yet")
-    text = figures.README.read_text(encoding="utf-8")
-    assert figures.with_figures(text, run) == text, "run `python -m bench.figures`"
+    text = path.read_text(encoding="utf-8")
+    assert figures.with_figures(text, figures.WRITTEN[path](run)) == text, "run `python -m bench.figures`"
 
 
-def test_figures_come_from_the_results_alone(tmp_path):
-    text = figures.text(load(tmp_path))
+@pytest.mark.parametrize("made", figures.WRITTEN.values())
+def test_figures_come_from_the_results_alone(tmp_path, made):
+    text = made(load(tmp_path))
     assert text.startswith("2 processors (A processor, x86-64-v3), 2 threads each")
     assert "Peers: torch 9.9, optax 8.8." in text
     assert "Here the last-level cache has 32 MiB" in text
     assert "| Adam, 1e5 | L2 | 20 us (19.8..20.2) | 40 us (39.6..40.4) torch-fused | 2 (2..2) |" in text
     assert "| Adam, 1e7 | memory | 5 ms (4.95..5.05) | 4 ms (3.96..4.04) optax | 0.8 (0.8..0.8) |" in text
+
+
+def test_the_readme_says_what_is_kept_of_the_promises_and_where_a_peer_is_ahead(tmp_path):
+    text = figures.in_short(load(tmp_path))
     assert "4 of 6 measurements keep what [promises.py](bench/promises.py) promises." in text
     assert "From memory steps move 56 to 56 GB/s, 90% to 90% of what the probe does" in text
     assert "In 1 of 3 workloads a peer is ahead, or from 1e7 parameters on the probe by more than 5%" in text
@@ -766,7 +772,7 @@ def test_figures_come_from_the_results_alone(tmp_path):
 def test_figures_say_that_none_is_of_memory_where_the_cache_holds_everything(tmp_path):
     data = canned.results()
     data["machine_info"]["fastopt"]["caches"][2]["bytes"] = 480 << 20
-    text = figures.text(load(tmp_path, data))
+    text = figures.in_short(load(tmp_path, data))
     assert "In this run they nowhere did: no figure below is one of memory." in text
     assert "| Adam, 1e7 | L3 |" in text
     assert "so none is held to a roof" in text
@@ -778,15 +784,16 @@ def test_a_probe_that_is_slower_than_a_step_is_called_no_roof(tmp_path):
     for one in data["benchmarks"]:
         if one["extra_info"]["contestant"] == "probe":
             one["stats"]["data"] = [1.5 * t for t in one["stats"]["data"]]
-    assert "In 1 of 1 the probe is no roof: the step is faster" in figures.text(load(tmp_path, data))
+    assert "In 1 of 1 the probe is no roof: the step is faster" in figures.in_short(load(tmp_path, data))
 
 
-def test_no_noisy_cell_is_among_the_figures(tmp_path):
+@pytest.mark.parametrize("made", figures.WRITTEN.values())
+def test_no_noisy_cell_is_among_the_figures(tmp_path, made):
     data = canned.results()
     data["benchmarks"][4]["stats"]["data"] = [10e-6, 20e-6, 40e-6]  # fastopt at 1e5
-    text = figures.text(load(tmp_path, data))
+    text = made(load(tmp_path, data))
     assert "| Adam, 1e5 |" not in text
-    assert "Left out of these tables, because the rounds spread by more than 15%: curves/Adam/1e5." in text
+    assert "Left out here, because the rounds spread by more than 15%: curves/Adam/1e5." in text
 
 
 def test_the_terminal_gets_a_table_of_80_columns(tmp_path):
@@ -801,22 +808,20 @@ def test_figures_show_low_precision_states_beside_float32(tmp_path):
     label = "states/Adam/state_dtype 8bit, 5e7"
     entries = [canned.entry(label, "fastopt", [20e-3], bytes_per_parameter=16.125)]
     entries.append(canned.entry(label, "fastopt, float32 states", [30e-3]))
-    text = figures.text(load(tmp_path, canned.results([*canned.curve(), *entries])))
+    text = figures.in_tables(load(tmp_path, canned.results([*canned.curve(), *entries])))
     where = "L1"  # of the 1,000 parameters that the canned entry has
     assert (
         f"| Adam, state_dtype 8bit, 5e7 | {where} | 16.1 | 20 ms (20..20) | 30 ms (30..30) | 1.5 (1.5..1.5) |" in text
     )
 
 
-def test_figures_go_between_their_marks_and_nowhere_else(tmp_path):
+def test_figures_go_between_their_marks_and_nowhere_else():
     before = "above\n<!-- figures: words -->\nold\n<!-- end of figures -->\nbelow\n"
-    after = figures.with_figures(before, load(tmp_path))
-    assert after.startswith("above\n<!-- figures: words -->\n2 processors")
-    assert after.endswith("<!-- end of figures -->\nbelow\n")
-    assert "old" not in after
-    assert figures.with_figures(after, load(tmp_path)) == after
+    after = figures.with_figures(before, "new\n")
+    assert after == "above\n<!-- figures: words -->\nnew\n<!-- end of figures -->\nbelow\n"
+    assert figures.with_figures(after, "new\n") == after
 
 
-def test_a_readme_without_marks_is_refused(tmp_path):
+def test_a_page_without_marks_is_refused():
     with pytest.raises(ValueError, match="no <!-- figures -->"):
-        figures.with_figures("text", load(tmp_path))
+        figures.with_figures("text", "new\n")
