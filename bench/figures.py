@@ -24,7 +24,7 @@ MAIN = "2-core"
 """The folder in `RESULTS` that the README shows; others are linked."""
 PLACE = re.compile(r"(<!-- figures[^>]*-->\n).*?(<!-- end of figures -->)", re.DOTALL)
 STEPS = [("Adam", label) for label in ("16", "1e3", "1e5", "1e7")]
-STEP_HEADER = ("step", "arrays in", NAME, "fastest peer", "times faster")
+STEP_HEADER = ("step, of so many parameters or of a model", "arrays in", NAME, "fastest peer", "times faster")
 TAIL = "clip by norm, AdamW, average, bfloat16 copy, zero"
 """What the whole tail is made of."""
 LARGE_STEPS = ("Adam", "AdamW", "SGD, momentum 0.9", "Adagrad")
@@ -53,7 +53,7 @@ def in_short(run: Results) -> str:
         f"{_setting(run)} {_memory(run)}",
         _picture(run),
         report.table(STEP_HEADER, rows) if rows else "",
-        " ".join(filter(None, (f"The whole tail is {TAIL}.", _noise([*cells, *tails]), _sentence(run)))),
+        " ".join(filter(None, (f"1,000 x 64 are a thousand arrays of 64. The whole tail is {TAIL}.", _noise([*cells, *tails]), _sentence(run)))),
     )
 
 
@@ -64,7 +64,7 @@ def in_tables(run: Results) -> str:
     states = run.section("states")
     return _paragraphs(
         f"{_setting(run)} {_memory(run)}",
-        _table("step", [*single, *_models(run)]),
+        _table(STEP_HEADER[0], [*single, *_models(run)]),
         _table("step of 10 million parameters, not fused in torch", unfused),
         _table(f"whole tail: {TAIL}", _tails(run), title=""),
         _states(states),

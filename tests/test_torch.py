@@ -355,7 +355,7 @@ def test_a_state_dict_with_tensors_for_hyperparameters_loads():
     assert ours.param_groups[0]["betas"] == (0.5, 0.75)
 
 
-# --- By hand, as the README says
+# --- By hand, as docs/guide/start.md says
 
 
 def small_model():
