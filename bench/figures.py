@@ -24,7 +24,7 @@ MAIN = "2-core"
 """The folder in `RESULTS` that the README shows; others are linked."""
 PLACE = re.compile(r"(<!-- figures[^>]*-->\n).*?(<!-- end of figures -->)", re.DOTALL)
 STEPS = [("Adam", label) for label in ("16", "1e3", "1e5", "1e7")]
-STEP_HEADER = ("step, of so many parameters or of a model", "arrays in", NAME, "fastest peer", "times faster")
+STEP = "step, of so many parameters or of a model"
 TAIL = "clip by norm, AdamW, average, bfloat16 copy, zero"
 """What the whole tail is made of."""
 LARGE_STEPS = ("Adam", "AdamW", "SGD, momentum 0.9", "Adagrad")
@@ -46,14 +46,13 @@ def with_figures(text: str, figures: str) -> str:
 
 def in_short(run: Results) -> str:
     """The README's: a picture, one table, and what is kept of the promises; every number from `run`."""
-    cells = [*_adam(run), *_models(run)]
-    tails = _tails(run)
-    rows = [*_rows(cells), *_rows(tails, title="whole tail")]
+    cells, tails = [*_adam(run), *_models(run)], _tails(run)
+    words = f"1,000 x 64 are a thousand arrays of 64. The whole tail is {TAIL}."
     return _paragraphs(
         f"{_setting(run)} {_memory(run)}",
         _picture(run),
-        report.table(STEP_HEADER, rows) if rows else "",
-        " ".join(filter(None, (f"1,000 x 64 are a thousand arrays of 64. The whole tail is {TAIL}.", _noise([*cells, *tails]), _sentence(run)))),
+        _table(STEP, [*_rows(cells), *_rows(tails, "whole tail")]),
+        " ".join(filter(None, (words, _noise([*cells, *tails]), _sentence(run)))),
     )
 
 
@@ -64,9 +63,9 @@ def in_tables(run: Results) -> str:
     states = run.section("states")
     return _paragraphs(
         f"{_setting(run)} {_memory(run)}",
-        _table(STEP_HEADER[0], [*single, *_models(run)]),
-        _table("step of 10 million parameters, not fused in torch", unfused),
-        _table(f"whole tail: {TAIL}", _tails(run), title=""),
+        _table(STEP, _rows([*single, *_models(run)])),
+        _table("step of 10 million parameters, not fused in torch", _rows(unfused)),
+        _table(f"whole tail: {TAIL}", _rows(_tails(run), "")),
         _states(states),
         _noise([*single, *_models(run), *unfused, *_tails(run), *states]),
     )
@@ -151,9 +150,8 @@ def _rows(cells: Sequence[Cell], title: str | None = None) -> list[list[str]]:
     return rows
 
 
-def _table(what: str, cells: Sequence[Cell], title: str | None = None) -> str:
-    rows = _rows(cells, title)
-    return report.table((what, *STEP_HEADER[1:]), rows) if rows else ""
+def _table(what: str, rows: Sequence[Sequence[str]]) -> str:
+    return report.table((what, "arrays in", NAME, "fastest peer", "times faster"), rows) if rows else ""
 
 
 def _states(cells: Sequence[Cell]) -> str:

@@ -1,4 +1,4 @@
-"""The examples of the GPU in README and guide run, on one or in the simulator; test_readme.py runs the README's others."""
+"""The README's and the guide's examples of the GPU run, on one or in the simulator; other examples run elsewhere."""
 
 import re
 from pathlib import Path
