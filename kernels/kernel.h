@@ -90,7 +90,7 @@ typedef unsigned short *__restrict halves;
 typedef uint32_t *__restrict words;
 
 /* NaN must come out of these as NaN, and sign(-0) is +0, as in NumPy. Written so that GCC makes selections
- * of them and no branches, alone and inside one another (`tests/test_vectorized.py`). */
+ * of them and no branches, alone and inside one another (`tests/codegen/test_vectorized.py`). */
 static inline float sqrt_f32(float x) { return sqrtf(x); }
 static inline float fabs_f32(float x) { return fabsf(x); }
 static inline float copysign_f32(float x, float y) { return copysignf(x, y); }

@@ -1,10 +1,10 @@
 """Fixtures that pin the instruction set and let small arrays run on many threads; which tests are exhaustive."""
 
 import pytest
-import tiers
 from hypothesis import settings
 
 from fastopt import backends
+from tests.support import tiers
 
 settings.register_profile("default tier", max_examples=10, deadline=None)
 settings.register_profile("exhaustive", max_examples=300, deadline=None)
