@@ -9,13 +9,15 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
+from fastopt._core import functions
+
 ROOT = Path(__file__).resolve().parent
 os.chdir(ROOT)
 sys.path.insert(0, str(ROOT))
 
-from fastopt import _codegen, _functions, optimizers  # noqa: E402, F401
+from fastopt import _codegen, optimizers  # noqa: E402, F401
 from fastopt._instruction_sets import for_this_machine  # noqa: E402
-from fastopt._rule import registry  # noqa: E402
+from fastopt.rules import registry  # noqa: E402
 
 GENERATED = Path("build", "generated")
 
@@ -89,7 +91,7 @@ class BuildStubs(build_py):
 
     def run(self):
         for name, backend in (("functional", "cpu"), ("reference", "reference")):
-            Path("fastopt", f"{name}.pyi").write_text(_functions.stub(backend), encoding="utf-8")
+            Path("fastopt", f"{name}.pyi").write_text(functions.stub(backend), encoding="utf-8")
         super().run()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import fastopt
 from bench.workloads import INPUTS, Workload
-from fastopt import _buffers
+from fastopt._arrays import allocation
 
 LONGEST_SAMPLE = 100_000
 """Elements of a tensor that are compared at most."""
@@ -42,9 +42,9 @@ class Buffers:
             self.params, self.grads = (list(buffer.values()) for buffer in self.flat)
         else:
             self.params, self.grads = (
-                [_buffers.zeros(int(np.prod(shape))).reshape(shape) for shape in workload.shapes] for _ in range(2)
+                [allocation.zeros(int(np.prod(shape))).reshape(shape) for shape in workload.shapes] for _ in range(2)
             )
-        self.states: dict[str, list[Any]] = {name: _buffers.state_arrays(self.params) for name in workload.states}
+        self.states: dict[str, list[Any]] = {name: allocation.state_arrays(self.params) for name in workload.states}
         self._touch()
 
     def _touch(self) -> None:
@@ -100,7 +100,7 @@ class Buffers:
         return [array[:: max(1, array.size // LONGEST_SAMPLE)].copy() for array in flat]
 
 
-def adopt(optimizer: fastopt._optimizer.Optimizer, states: dict[str, list[Any]], names: dict[str, str]) -> None:
+def adopt(optimizer: fastopt.Optimizer, states: dict[str, list[Any]], names: dict[str, str]) -> None:
     """Let a fastopt optimizer that has not stepped yet keep its states in the given arrays: own name -> theirs."""
     for k, tensor in enumerate(optimizer._tensors):
         for name, theirs in names.items():

@@ -10,7 +10,7 @@ import fastopt
 from bench.buffers import Buffers, adopt
 from bench.peers import Contestant
 from bench.workloads import Workload
-from fastopt import _buffers
+from fastopt._arrays import allocation
 
 NAME = "fastopt"
 PROBE = "probe"
@@ -45,7 +45,7 @@ def prepare(workload: Workload, buffers: Buffers) -> tuple[Contestant, float]:
     elif workload.form == "array":
         (params,), (grads,) = buffers.params, buffers.grads
     if options.get("master") == "split":
-        params = _buffers.zeros(-(-workload.n // 2)).view(np.uint16)[: workload.n].reshape(workload.shapes[0])
+        params = allocation.zeros(-(-workload.n // 2)).view(np.uint16)[: workload.n].reshape(workload.shapes[0])
     optimizer: Any = workload.spec.cls(params, **dict(workload.hypers), **options)
     if options.get("master") == "split":
         optimizer.load_master_params(buffers.params[0])

@@ -19,10 +19,12 @@ from bench.buffers import Buffers, adopt
 from bench.peers import Contestant
 from bench.workloads import Workload
 from fastopt import _codegen
+from fastopt._arrays.types import Params
+from fastopt._core.optimizer import Optimizer
+from fastopt._core.options import Options, Unpack
 from fastopt._instruction_sets import INSTRUCTION_SETS
-from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import NonNegative, Spec
-from fastopt.backends import cpu
+from fastopt.backends import compiled
+from fastopt.rules import NonNegative, Spec
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "build" / "probes"
@@ -32,7 +34,7 @@ STAGE = "g = clip_coefficient * (grad_scale * g)"
 
 class _Probe(Optimizer):
     def __init__(self, params: Params | None = None, lr: NonNegative = 0.0, **options: Unpack[Options]) -> None:
-        super().__init__(params, locals())
+        super().__init__(params, lr=lr, **options)
 
     @staticmethod
     def scalars(step, lr):
@@ -144,13 +146,13 @@ def source(isa: str) -> str:
 @functools.cache
 def build() -> None:
     """Make the probes of the instruction set in use known to the engine; compile them unless done before."""
-    isa = cpu.isa()
+    isa = compiled.isa()
     text = source(isa)
     flags = [*_codegen.FLAGS, *INSTRUCTION_SETS[isa].flags]
     files = sorted(path for path in (ROOT / "kernels").iterdir() if path.suffix in (".h", ".pxd"))
     headers = "".join(path.read_text(encoding="utf-8") for path in files)
     made = hashlib.sha256(repr((text, headers, flags, sys.version)).encode()).hexdigest()[:16]
-    cpu.add_kernels(_module(text, flags, CACHE / made).KERNELS)
+    compiled.add_kernels(_module(text, flags, CACHE / made).KERNELS)
 
 
 def _module(text: str, flags: list[str], folder: Path) -> Any:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.workloads import Hypers
-from fastopt import _buffers
-from fastopt._rule import registry
+from fastopt._arrays import allocation
+from fastopt.rules import registry
 
 # --- Cold start -------------------------------------------------------------------------------------------
 
@@ -62,7 +62,7 @@ def growth(function: str, hypers: Hypers) -> tuple[dict[str, float], dict[str, l
     peaks: list[dict[str, float]] = []
     seconds = 0.0
     for n in (MEMORY_SIZES[0], *MEMORY_SIZES):  # the first one fills what is filled once
-        p, g = _buffers.zeros(n), _buffers.zeros(n)
+        p, g = allocation.zeros(n), allocation.zeros(n)
         p.fill(1)
         g.fill(1)
         optimizer = registry[function].cls(p, **dict(hypers))

@@ -7,7 +7,7 @@ import pytest
 from bench import processes
 from bench.suite import CLOCK
 from bench.workloads import MOMENTUM
-from fastopt._rule import registry
+from fastopt.rules import registry
 
 pytestmark = pytest.mark.benchmark(timer=CLOCK.read)
 MODULES = {"fastopt": "fastopt", "torch": "torch-fused", "optax": "optax"}

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import fastopt
-from fastopt import _codecs, _codegen, _optimizer
-from fastopt._rule import Spec, Switch, registry
+from fastopt import _codegen, _formats
+from fastopt._core.options import Options
+from fastopt.rules import Spec, Switch, registry
+from fastopt.rules.host_scalars import kernel_and_hypers
 
 Shape = tuple[int, ...]
 Hypers = tuple[tuple[str, Any], ...]
@@ -119,7 +121,7 @@ def bytes_held(function: str, hypers: Hypers, options: Hypers) -> float:
     chosen = dict(options)
     dtype = chosen.get("state_dtype", "float32")
     states = spec.states_for(spec.flags(values))
-    held = 8 + sum(_codecs.codec(dtype, spec.kinds[state]).bytes_per_element for state in states)
+    held = 8 + sum(_formats.codec(dtype, spec.kinds[state]).bytes_per_element for state in states)
     return held + 4 * ("ema_decay" in chosen) + 2 * ("copy_dtype" in chosen)
 
 
@@ -129,7 +131,7 @@ def bytes_moved(function: str, hypers: Hypers) -> int:
     spec = registry[function]
     values = spec.check({name: hyper.default for name, hyper in spec.hypers.items()} | dict(hypers))
     flags = spec.flags(values)
-    name = _optimizer.kernel_and_hypers(spec, values)[0]
+    name = kernel_and_hypers(spec, values)[0]
     kernels = {kernel.name: kernel for kernel in _codegen.kernels(spec)}
     return (kernels.get(name) or kernels[spec.kernel_name(flags, False)]).bytes_moved
 
@@ -153,14 +155,14 @@ def variants(function: str) -> list[Hypers]:
 
 def state_dtypes() -> list[str]:
     """Values of the option `state_dtype` beside float32, if optimizers have that option."""
-    hints = typing.get_type_hints(_optimizer.Options)
+    hints = typing.get_type_hints(Options)
     named = _strings(hints.get("state_dtype"))
     return [name for name in named if name != "float32"]
 
 
 def masters() -> list[str]:
     """Values of the option `master`, if optimizers have that option."""
-    return _strings(typing.get_type_hints(_optimizer.Options).get("master"))
+    return _strings(typing.get_type_hints(Options).get("master"))
 
 
 def _strings(annotation: Any) -> list[str]:

@@ -19,9 +19,9 @@ import pytest
 import schedule_pictures
 
 import fastopt
-from fastopt import _codegen, _docstrings, lr_scheduler
+from fastopt import _codegen, lr_scheduler
 from fastopt._instruction_sets import INSTRUCTION_SETS
-from fastopt._rule import registry
+from fastopt.rules import docstrings, registry
 
 
 class Page(HTMLParser):
@@ -140,7 +140,7 @@ def test_every_optimizer_has_a_page_with_formula_bounds_pictures_and_relatives(p
     assert any(f"{spec.function}-path.svg" in source for source in pictures)
     assert any(f"{spec.function}-speed.svg" in source for source in pictures)
     links = {link.get("href") for link in page.all("a")}
-    for head, _ in _docstrings.entries(_docstrings.sections(spec.cls)["See Also"]):
+    for head, _ in docstrings.entries(docstrings.sections(spec.cls)["See Also"]):
         name = head.partition(" : ")[0]
         assert f"{name.lower()}.html#fastopt.{name}" in links
 

@@ -5,11 +5,11 @@ import typing as _typing
 from fastopt import functional as functional
 from fastopt import lr_scheduler as lr_scheduler
 from fastopt import reference as reference
-from fastopt._buffers import FlatBuffer as FlatBuffer
+from fastopt._arrays.flat_buffer import FlatBuffer as FlatBuffer
+from fastopt._core.optimizer import Optimizer as Optimizer
+from fastopt._core.options import StepInfo as StepInfo
 from fastopt._info import __version__ as __version__
 from fastopt._info import info as info
-from fastopt._optimizer import Optimizer as Optimizer
-from fastopt._optimizer import StepInfo as StepInfo
 from fastopt._threads import get_num_threads as get_num_threads
 from fastopt._threads import set_num_threads as set_num_threads
 from fastopt.early_stopping import EarlyStopping as EarlyStopping

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import fastopt
-from fastopt import _codecs, backends, demo
+from fastopt import _formats, backends, demo
 from fastopt import _info as _info_of
-from fastopt._rule import registry
+from fastopt.rules import registry
 
 FAILED = 2
 """Exit code for what argparse exits with 2 for too: the work could not start."""
@@ -73,9 +73,9 @@ def _info(_: argparse.Namespace) -> int:
         print(f"{key:<{width}}  {', '.join(value) if isinstance(value, list) else value}")
     print("\nstate, bytes per parameter")
     width = max(len(spec.name) for spec in registry.values())
-    print(" " * width + "".join(f"{state_dtype:>10}" for state_dtype in _codecs.STATE_DTYPES))
+    print(" " * width + "".join(f"{state_dtype:>10}" for state_dtype in _formats.STATE_DTYPES))
     for spec in registry.values():
-        sizes = [_info_of.state_bytes(spec, state_dtype) for state_dtype in _codecs.STATE_DTYPES]
+        sizes = [_info_of.state_bytes(spec, state_dtype) for state_dtype in _formats.STATE_DTYPES]
         print(f"{spec.name:<{width}}" + "".join(f"{size:>10.4g}" for size in sizes))
     print("\ncuda")
     found = _info_of.cuda()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 from typing import TypedDict
 
-from fastopt import _codecs, _threads, backends
-from fastopt._rule import Spec
+from fastopt import _formats, _threads, backends
+from fastopt.backends import compiled
+from fastopt.rules.spec import Spec
 
 __version__ = "0.1.0"
 
@@ -38,12 +39,10 @@ def info() -> Info:
     >>> sorted(fastopt.info())
     ['backends', 'isa', 'isas', 'n_threads', 'openmp', 'version']
     """
-    from fastopt.backends import cpu
-
     return {
         "version": __version__,
-        "isa": cpu.isa(),
-        "isas": list(cpu.available_isas()),
+        "isa": compiled.isa(),
+        "isas": list(compiled.available_isas()),
         "n_threads": _threads.get_num_threads(),
         "openmp": backends.engine().OPENMP,
         "backends": [name for name in backends.NAMES if name != "cuda" or importlib.util.find_spec("numba_cuda")],
@@ -63,4 +62,4 @@ def cuda() -> dict[str, str]:
 def state_bytes(spec: Spec, state_dtype: str) -> float:
     """Bytes of state that an optimizer keeps for a parameter, with its default hyperparameters."""
     flags = spec.flags({name: hyper.default for name, hyper in spec.hypers.items()})
-    return sum(_codecs.codec(state_dtype, spec.kinds[state]).bytes_per_element for state in spec.states_for(flags))
+    return sum(_formats.codec(state_dtype, spec.kinds[state]).bytes_per_element for state in spec.states_for(flags))

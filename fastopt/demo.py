@@ -20,7 +20,7 @@ import numpy as np
 
 import fastopt
 from fastopt import lr_scheduler
-from fastopt._rule import Spec, registry
+from fastopt.rules import Spec, registry
 
 PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
 """What only the demo needs: name of the module -> name of the package."""

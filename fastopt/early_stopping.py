@@ -8,9 +8,9 @@ from typing import Any, Literal, SupportsFloat
 
 import numpy as np
 
-from fastopt._buffers import describe, few
-from fastopt._rule import Real, Switch
+from fastopt._messages import describe, few
 from fastopt.lr_scheduler.arguments import integer, measured, one_of
+from fastopt.rules import Real, Switch
 
 _OWN = ("patience", "min_delta", "mode", "baseline", "restore_best")
 _PROGRESS = ("best", "best_step", "wait", "n_steps", "stopped_step")

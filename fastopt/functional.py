@@ -4,7 +4,7 @@ One compiled function for every optimizer, in place, on C-contiguous float32 arr
 `fastopt.reference` has the same functions in NumPy.
 """
 
-from fastopt import _functions
+from fastopt._core import functions
 from fastopt.backends import cpu as _cpu
 
-__all__ = _functions.define(globals(), _cpu, (_functions.np.float32,))  # pyright: ignore
+__all__ = functions.define(globals(), _cpu, (functions.np.float32,))  # pyright: ignore

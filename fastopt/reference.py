@@ -4,7 +4,7 @@ The functions of `fastopt.functional`, with the same signatures, in place, on fl
 they compute stands in each optimizer's file, as `reference`.
 """
 
-from fastopt import _functions
+from fastopt._core import functions
 from fastopt.backends import reference as _reference
 
-__all__ = _functions.define(globals(), _reference, (_functions.np.float32, _functions.np.float64))
+__all__ = functions.define(globals(), _reference, (functions.np.float32, functions.np.float64))

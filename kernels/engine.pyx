@@ -20,7 +20,7 @@ Beside the step: tensors.pxi (what is kept for each parameter), transaction.pxi 
 A tile stays in the cache while the stages that are on run over it: decode the gradient, clip it, the rule,
 average the weights, copy them in low precision, zero the gradient. A stage that is off costs nothing.
 
-What is refused is explained by Python code (`fastopt._buffers`); here it is only noticed. Compiled for the
+What is refused is explained by Python code (`fastopt._core.refusals`); here it is only noticed. Compiled for the
 baseline instruction set alone; the kernels come in as function pointers.
 """
 
@@ -48,16 +48,18 @@ import weakref
 
 import numpy
 
-from fastopt import _buffers
+from fastopt import _messages
+from fastopt._core import refusals
+from fastopt._core.options import ACCUMULATED as accumulated
 
 cnp.import_array()
 
-cdef object ACCUMULATED = _buffers.ACCUMULATED
+cdef object ACCUMULATED = accumulated
 
 cdef extern from "Python.h":
     void Py_SET_SIZE(object, Py_ssize_t)
 
-# Generated from fastopt/_stages.py: where the gradient stage's numbers stand among those of a kernel.
+# Generated from fastopt/rules/gradient_stage.py: where the gradient stage's numbers stand among those of a kernel.
 cdef extern from "stage_positions.h":
     enum: SCALAR_GRAD_SCALE
     enum: SCALAR_CLIP_COEFFICIENT

@@ -1,5 +1,5 @@
 # Room 2: every gradient is checked, and the tensors that have one are noted. Part of engine.pyx.
-# What is refused here is explained by Python code (fastopt/_buffers.py).
+# What is refused here is explained by Python code (fastopt/_core/refusals.py).
 
 
 cdef inline bint is_gradient_for(object gradient, const Planned* t, int type_number):
@@ -34,7 +34,7 @@ cdef int gather_any(Plan plan, object gradients) except -1:
     if gradients is ACCUMULATED:
         return gather_sums(plan)
     if plan.n_accumulated:
-        _buffers.refuse_pending_gradients(plan.optimizer(), "step(grads)")
+        refusals.refuse_pending_gradients(plan.optimizer(), "step(grads)")
     return gather_all(plan, gradients)
 
 
@@ -48,23 +48,23 @@ cdef int gather_all(Plan plan, object gradients) except -1:
         plan.held = [gradients]
     elif plan.structure == MAPPING:
         if type(gradients) is not dict:
-            gradients = _buffers.gradient_mapping(plan.optimizer(), gradients)
+            gradients = refusals.gradient_mapping(plan.optimizer(), gradients)
         if PyDict_Size(gradients) != plan.n_tensors:
-            _buffers.refuse_gradient_names(plan.optimizer(), gradients)
+            refusals.refuse_gradient_names(plan.optimizer(), gradients)
         plan.held = [None] * plan.n_tensors
         for i in range(plan.n_tensors):
             # In the usual order of names the next entry is the one; its key need not be hashed.
             if not PyDict_Next(gradients, &at, &key, &item) or key != PyTuple_GET_ITEM(plan.names, i):
                 item = PyDict_GetItem(gradients, <object>PyTuple_GET_ITEM(plan.names, i))
             if item == NULL:
-                _buffers.refuse_gradient_names(plan.optimizer(), gradients)
+                refusals.refuse_gradient_names(plan.optimizer(), gradients)
             plan.held[i] = <object>item
     else:
         if type(gradients) is not list:
-            gradients = _buffers.gradient_list(plan.optimizer(), gradients)
+            gradients = refusals.gradient_list(plan.optimizer(), gradients)
         plan.held = list(<list>gradients)
         if PyList_GET_SIZE(plan.held) != plan.n_tensors:
-            _buffers.refuse_gradient_count(plan.optimizer(), plan.held)
+            refusals.refuse_gradient_count(plan.optimizer(), plan.held)
     for i in range(plan.n_tensors):
         gather_one(plan, i, <object>PyList_GET_ITEM(plan.held, i))
     return 0
@@ -84,22 +84,22 @@ cdef int gather_one(Plan plan, Py_ssize_t i, object gradient) except -1:
         elif plan.bfloat16_type >= 0 and is_gradient_for(gradient, t, plan.bfloat16_type):
             storage = BFLOAT16
         else:
-            gradient, name = _buffers.check_gradient(plan.optimizer(), i, gradient)
+            gradient, name = refusals.check_gradient(plan.optimizer(), i, gradient)
             storage = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}[name]
             plan.held[i] = gradient
             if storage == BFLOAT16:
                 plan.bfloat16_type = cnp.PyArray_TYPE(<cnp.ndarray>gradient)
     if not is_as_planned(p, t):
-        _buffers.refuse_changed_parameter(plan.optimizer(), i)
+        refusals.refuse_changed_parameter(plan.optimizer(), i)
     data = cnp.PyArray_DATA(<cnp.ndarray>gradient)
     if data != t.checked_gradient or storage != t.checked_storage:
         end = <uintptr_t>data + <uintptr_t>(t.n * item_size(storage))
         if plan.ranges.find(<uintptr_t>data, end) >= 0:
-            _buffers.refuse_overlapping_gradient(plan.optimizer(), i, gradient)
+            refusals.refuse_overlapping_gradient(plan.optimizer(), i, gradient)
         t.checked_gradient = data
         t.checked_storage = storage
     if t.step[0] < 0 or t.step[0] >= MAX_STEP:
-        _buffers.refuse_step(plan.optimizer(), i, t.step[0])
+        refusals.refuse_step(plan.optimizer(), i, t.step[0])
     plan.active[plan.n_active].tensor = i
     plan.active[plan.n_active].gradient = <char*>data
     plan.active[plan.n_active].storage = storage
@@ -113,16 +113,16 @@ cdef int gather_sums(Plan plan) except -1:
     cdef Py_ssize_t i
     cdef Planned* t
     if not plan.n_accumulated:
-        _buffers.refuse_missing_gradients(plan.optimizer())
+        refusals.refuse_missing_gradients(plan.optimizer())
     plan.n_active = 0
     for i in range(plan.n_tensors):
         t = &plan.tensors[i]
         if not t.has_sums:
             continue
         if not is_as_planned(<cnp.ndarray>PyList_GET_ITEM(plan.arrays, i), t):
-            _buffers.refuse_changed_parameter(plan.optimizer(), i)
+            refusals.refuse_changed_parameter(plan.optimizer(), i)
         if t.step[0] < 0 or t.step[0] >= MAX_STEP:
-            _buffers.refuse_step(plan.optimizer(), i, t.step[0])
+            refusals.refuse_step(plan.optimizer(), i, t.step[0])
         plan.active[plan.n_active].tensor = i
         plan.active[plan.n_active].gradient = <char*>t.sums
         plan.active[plan.n_active].storage = FLOAT32
@@ -137,7 +137,7 @@ cdef int check_zeroable(Plan plan) except -1:
     cdef list gradients = []
     for k in range(plan.n_active):
         if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>plan.active[k].array):
-            _buffers.refuse_read_only_gradient(plan.optimizer(), plan.active[k].tensor)
+            refusals.refuse_read_only_gradient(plan.optimizer(), plan.active[k].tensor)
         same = (
             same
             and plan.zeroable[k].gradient == plan.active[k].gradient
@@ -150,7 +150,7 @@ cdef int check_zeroable(Plan plan) except -1:
         overlap = Ranges(gradients).first_overlap()
         if overlap is not None:
             a, b = overlap
-            _buffers.refuse_shared_gradients(
+            refusals.refuse_shared_gradients(
                 plan.optimizer(), plan.active[<Py_ssize_t>a].tensor, plan.active[<Py_ssize_t>b].tensor
             )
         for k in range(plan.n_active):

@@ -9,10 +9,10 @@ cdef int check_groups(Plan plan) except -1:
         if not group_is_unchanged(plan, k):
             read_group(plan, k)
     if PyList_GET_SIZE(plan.param_groups) != plan.n_groups:  # last: reading can run code of the user's
-        plan.optimizer()._refuse_regrouping()
+        refusals.refuse_regrouping(plan.optimizer())
     for k in range(plan.n_groups):
         if PyList_GET_ITEM(plan.param_groups, k) != PyTuple_GET_ITEM(plan.group_dicts, k):
-            plan.optimizer()._refuse_regrouping()
+            refusals.refuse_regrouping(plan.optimizer())
     return 0
 
 

@@ -330,6 +330,13 @@ cdef class Plan:
         forget_sums(self)
         self.sum_arrays = None
 
+    def settle(self):
+        """Nothing is undecided: a step's result is known when it returns."""
+
+    def captured(self):
+        """Nothing is in a graph."""
+        return []
+
     def gather(self, gradients, bint zero_grads=False):
         """Check everything; return [(index of a tensor, its gradient), ...]. For backends in Python."""
         try:

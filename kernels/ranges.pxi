@@ -1,5 +1,5 @@
 # Memory ranges of arrays, sorted: who overlaps whom. Part of engine.pyx.
-# What an overlap means, and how it is refused, is decided in Python (fastopt/_buffers.py).
+# What an overlap means, and how it is refused, is decided in Python (fastopt/_core).
 
 
 cdef struct Range:

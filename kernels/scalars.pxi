@@ -69,7 +69,7 @@ cdef Py_ssize_t make_segments(Plan plan, Py_ssize_t* total, float grad_scale, fl
             group.kernel.scalars(hyper, <double>(t.step[0] + 1), plan.active[k].running, scalars)
             for j in range(group.kernel.n_scalars):
                 if not isfinite(scalars[j]):
-                    _buffers.refuse_scalars(plan.optimizer(), plan.active[k].tensor, t.step[0] + 1)
+                    refusals.refuse_scalars(plan.optimizer(), plan.active[k].tensor, t.step[0] + 1)
             if not clips:
                 scalars[SCALAR_GRAD_SCALE] *= grad_scale
                 scalars[SCALAR_CLIP_COEFFICIENT] = clip_coefficient

@@ -57,7 +57,7 @@ cdef class Tensor:
     @property
     def label(self):
         """What error messages call the parameter."""
-        return _buffers.parameter_label(self.key)
+        return _messages.parameter_label(self.key)
 
 
 def make_tensors(list arrays, keys, int group, int64_t index, list steps, list running, list shapes):
@@ -85,7 +85,7 @@ def unusual(list arrays, int type_number, tensors, bint writable):
     """Positions of what is not an exact, C-contiguous, aligned, writable array of this NumPy type.
 
     Where `tensors` is a list, the arrays must have their shapes; where `writable` is False, arrays may be read-only.
-    Python code (`fastopt._buffers.check_array`) says what is wrong with the others, if anything.
+    Python code (`fastopt._arrays.checks.check_array`) says what is wrong with the others, if anything.
     """
     cdef Py_ssize_t k
     cdef list found = []

@@ -1,5 +1,5 @@
 # Changes of an optimizer outside a step: who may make one, and how it happens at once or not at all.
-# Part of engine.pyx. What is written, and why, is decided in Python (fastopt/_optimizer.py, fastopt/_state_dict.py).
+# Part of engine.pyx. What is written, and why, is decided in Python (fastopt/_core).
 #
 # Every operation that changes an optimizer follows the same three steps. It takes the optimizer's `Guard`, so that
 # other threads are refused; it checks and allocates everything, and notes in a `Changes` what is to be written; and

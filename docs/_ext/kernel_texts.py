@@ -16,8 +16,8 @@ from docutils.parsers.rst import Directive
 
 from fastopt import _codegen
 from fastopt._instruction_sets import INSTRUCTION_SETS
-from fastopt._rule import registry
 from fastopt.backends import cpu
+from fastopt.rules import registry
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "kernels" / "kernels.pyx.in"
 LANGUAGES = {"rule": "python", "scalars": "python", "reference": "python", "cython": "cython", "assembly": "nasm"}

@@ -16,8 +16,8 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from bench import figures, plots
-from fastopt import _codecs, _codegen, _docstrings, _info
-from fastopt._rule import registry
+from fastopt import _codegen, _formats, _info
+from fastopt.rules import docstrings, registry
 
 FOLDER = Path(__file__).resolve().parents[1] / "optimizers"
 START = (-7.2, 2.0)
@@ -175,7 +175,7 @@ def explanation(text):
 
 def hyperparameters(spec):
     """Every hyperparameter with type, bounds and default, and under it what it means."""
-    entries = [(head.partition(" : "), words) for head, words in _docstrings.hyperparameters(spec)]
+    entries = [(head.partition(" : "), words) for head, words in docstrings.hyperparameters(spec)]
     return "\n\n".join(f"``{name}`` : {described}\n   {words}" for (name, _, described), words in entries)
 
 
@@ -188,23 +188,23 @@ def states(spec):
         if state in spec.optional_states:
             words += f"; only with ``{spec.needed_when(state)}``"
         rows.append([f"``{state}``", words, ", ".join(sizes(spec, state))])
-    header = ("array", "holds", f"bytes in {', '.join(_codecs.STATE_DTYPES)}")
+    header = ("array", "holds", f"bytes in {', '.join(_formats.STATE_DTYPES)}")
     return list_table(header, rows, (28, 44, 28)) if rows else "It keeps no state."
 
 
 def sizes(spec, state):
     """Bytes of a state for every parameter, under every `state_dtype`."""
-    codecs = [_codecs.codec(dtype, spec.kinds[state]) for dtype in _codecs.STATE_DTYPES]
+    codecs = [_formats.codec(dtype, spec.kinds[state]) for dtype in _formats.STATE_DTYPES]
     return [f"{codec.bytes_per_element:.3g}" for codec in codecs]
 
 
 def memory(spec):
     """Bytes that a step with default hyperparameters keeps and moves."""
     kernel = default_kernel(spec)
-    kept = [_info.state_bytes(spec, dtype) for dtype in _codecs.STATE_DTYPES]
+    kept = [_info.state_bytes(spec, dtype) for dtype in _formats.STATE_DTYPES]
     text = f"With the defaults a step moves {kernel.bytes_moved} bytes for every parameter, with states in float32."
     if any(kept):
-        in_each = zip(kept, _codecs.STATE_DTYPES, strict=True)
+        in_each = zip(kept, _formats.STATE_DTYPES, strict=True)
         text += f" The states take {', '.join(f'{size:.3g} in {dtype}' for size, dtype in in_each)}."
     if spec.running:
         text += (
@@ -222,14 +222,14 @@ def default_kernel(spec):
 
 def page(spec, lr, points, cells):
     """The page of an optimizer, in reStructuredText."""
-    said = _docstrings.sections(spec.cls)
+    said = docstrings.sections(spec.cls)
     signature = ", ".join(["params=None", *(f"{name}={hyper.default!r}" for name, hyper in spec.hypers.items())])
     end = valley(points[-1])
     parts = [
         ".. made by docs/_ext/optimizer_pages.py",
         heading(spec.name, "="),
         ".. currentmodule:: fastopt",
-        f".. py:class:: {spec.name}({signature}, **options)\n\n   {_docstrings.summary(spec.cls)}",
+        f".. py:class:: {spec.name}({signature}, **options)\n\n   {docstrings.summary(spec.cls)}",
         explanation(said[""].partition("\n\n")[2]),
         f"``options`` are those of every :class:`~fastopt.Optimizer`. One step on arrays that you hold is "
         f":func:`fastopt.functional.{spec.function}`, in NumPy :func:`fastopt.reference.{spec.function}`.",
@@ -265,7 +265,7 @@ def page(spec, lr, points, cells):
 
 def relatives(section):
     """Other optimizers and how they differ, one a line."""
-    found = [head.partition(" : ") for head, _ in _docstrings.entries(section)]
+    found = [head.partition(" : ") for head, _ in docstrings.entries(section)]
     return "\n\n".join(f":class:`~fastopt.{name}`\n   {words}" for name, _, words in found)
 
 
@@ -273,13 +273,13 @@ def overview():
     """All optimizers: what each keeps and moves."""
     rows = []
     for spec in registry.values():
-        kept = ", ".join(f"{_info.state_bytes(spec, dtype):.3g}" for dtype in _codecs.STATE_DTYPES)
+        kept = ", ".join(f"{_info.state_bytes(spec, dtype):.3g}" for dtype in _formats.STATE_DTYPES)
         more = [
             f"+{', '.join(sizes(spec, state))} with ``{spec.needed_when(state)}``" for state in spec.optional_states
         ]
         kernel = default_kernel(spec)
         more += ["+4 of workspace"] * kernel.gives_update
-        summary = _docstrings.summary(spec.cls)
+        summary = docstrings.summary(spec.cls)
         words = summary.partition(": ")[2] or summary
         rows.append([link(spec), words, "; ".join([kept, *more]), kernel.bytes_moved])
     header = ("optimizer", "in one sentence", "state: float32, bfloat16, 8bit", "moved")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-import numpy as np
+from fastopt._arrays.kinds import lives_on_gpu
 
 NAMES = ("cpu", "cuda", "reference")
 
@@ -46,16 +45,6 @@ def engine() -> Any:
             "`python -m pip install -e .`"
         ) from error
     return _engine
-
-
-def lives_on_gpu(value: Any) -> bool:
-    """Whether `value` is an array in a GPU's memory, of whatever package; none is imported to find out."""
-    if value is None or isinstance(value, np.ndarray):
-        return False
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
-        return bool(value.is_cuda)
-    return bool(getattr(value, "__cuda_ndarray__", False)) or hasattr(value, "__cuda_array_interface__")
 
 
 def _first(params: Any) -> Any:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from fastopt import _buffers, _codecs, _host, _stages, backends
-from fastopt import _host as arrays  # noqa: F401  of the backend's interface
+from fastopt import _formats, backends
+from fastopt._arrays import host
+from fastopt._arrays import host as arrays  # noqa: F401  of the backend's interface
+from fastopt._core import refusals, tensors
+from fastopt._core.options import ACCUMULATED
+from fastopt.rules import gradient_stage, host_scalars
 
 NAME = "reference"
+ON_DEVICE = False
 
 _PLAIN = (1.0, None, None, False, False)
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 def run_once(
@@ -31,12 +34,12 @@ def run_once(
     False, with nothing written, if a host scalar leaves float32.
     """
     carried_in = dict(zip(spec.running, [] if running is None else running.ravel().tolist(), strict=True))
-    if streams["p"].dtype == np.float32 and not scalars_fit(spec, step, carried_in, values):
+    if streams["p"].dtype == np.float32 and not host_scalars.scalars_fit(spec, step, carried_in, values):
         return False
     states = [streams.get(name) for name in spec.states]
     carried = [] if running is None else [float(value) for value in running.ravel()]
     with np.errstate(all="ignore"):
-        p, g = _stages.reference(streams["p"], streams["g"], **spec.reference_stage_values(values))
+        p, g = gradient_stage.reference(streams["p"], streams["g"], **spec.reference_stage_values(values))
         new = spec.reference(
             p, g, *states, *carried, step=step, **{name: values[name] for name in spec.reference_hypers}
         )
@@ -82,11 +85,18 @@ class _Plan:
         """Drop the sums."""
         self._accumulated = 0, []
 
+    def settle(self) -> None:
+        """Nothing is undecided: a step's result is known when it returns."""
+
+    def captured(self) -> list[Any]:
+        """Nothing is in a graph."""
+        return []
+
     def _sums(self) -> Any:
         """What was accumulated, in the structure of gradients."""
         n_calls, sums = self._accumulated
         if not n_calls:
-            _buffers.refuse_missing_gradients(self._optimizer)
+            refusals.refuse_missing_gradients(self._optimizer)
         return sums[0] if self._optimizer._structure == "single" else self._optimizer._structured(sums)
 
     def step(self, gradients: Any, options: tuple = _PLAIN) -> tuple[bool, float | None]:
@@ -97,10 +107,10 @@ class _Plan:
     def step_held(self, gradients: Any, options: tuple = _PLAIN) -> tuple[bool, float | None]:
         """The same for a caller that has taken the optimizer's guard."""
         grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads = options
-        if gradients is _buffers.ACCUMULATED:
+        if gradients is ACCUMULATED:
             gradients = self._sums()
         elif self.n_accumulated:
-            _buffers.refuse_pending_gradients(self._optimizer, "step(grads)")
+            refusals.refuse_pending_gradients(self._optimizer, "step(grads)")
         gathered = self._checked.gather(gradients, zero_grads)
         for position, _ in gathered:
             self._check_scalars(position)
@@ -132,58 +142,32 @@ class _Plan:
         tensor, spec = self._optimizer._tensors[position], self._optimizer.spec
         values = self._optimizer.param_groups[tensor.group]
         running = dict(zip(spec.running, tensor.running.tolist(), strict=True))
-        if not scalars_fit(spec, int(tensor.step) + 1, running, values):
-            _buffers.refuse_scalars(self._optimizer, position, int(tensor.step) + 1)
+        if not host_scalars.scalars_fit(spec, int(tensor.step) + 1, running, values):
+            refusals.refuse_scalars(self._optimizer, position, int(tensor.step) + 1)
 
     def _note_update(self, changes: Any, tensor: Any, gradient: np.ndarray) -> None:
         """Note in `changes` what a step makes of a tensor and what is kept for it."""
         optimizer = self._optimizer
         spec, values, step = optimizer.spec, optimizer.param_groups[tensor.group], int(tensor.step) + 1
-        states, running = optimizer._decoded(tensor), tensor.running.copy()
-        p = np.array(_host.values_of(tensor))
+        states, running = tensors.decoded(optimizer, tensor), tensor.running.copy()
+        p = np.array(host.values_of(tensor))
         run_once(spec, {"p": p, "g": gradient, **states}, running if spec.running else None, step, values)
-        _host.note_values(changes, tensor, p)
+        host.note_values(changes, tensor, p)
         changes.copy(tensor.running, running)
         changes.copy(tensor.step, np.array(step, np.int64))
         for position, name in enumerate(spec.states_for(spec.flags(values))):
-            random = _codecs.Random(optimizer.seed, step, tensor.index, position)
-            codes, scales = optimizer._codec(name).encode(states[name], random, tensor.scales.get(name))
+            random = _formats.Random(optimizer.seed, step, tensor.index, position)
+            codes, scales = tensors.codec_of(optimizer, name).encode(states[name], random, tensor.scales.get(name))
             changes.copy(tensor.states[name], codes)
             if name in tensor.scales:
                 changes.copy(tensor.scales[name], scales)
         if tensor.ema is not None:
-            decay = average_decay(optimizer, step)
+            decay = host_scalars.average_decay(optimizer, step)
             changes.copy(tensor.ema, np.asarray(decay * tensor.ema + (1 - decay) * p, np.float32))
         if tensor.copy is not None:
             copy = np.empty_like(tensor.copy)
             copy_array(p, copy)
             changes.copy(tensor.copy, copy)
-
-
-def average_decay(optimizer: Any, step: int) -> float:
-    """Decay of the parameters' average in step number `step` (1 is the first)."""
-    decay = optimizer.ema_decay or 0.0
-    return min(decay, (1.0 + step) / (10.0 + step)) if optimizer.ema_warmup else decay
-
-
-def scalars_fit(spec: Any, step: int, running: dict[str, float], values: dict[str, Any]) -> bool:
-    """Whether every host scalar of this step is a finite float32."""
-    scalars = {**_stages.scalars(**spec.stage_values(values)), **host_scalars(spec, step, running, values)}
-    return all(isinstance(x, int | float) and abs(x) <= _LARGEST for x in scalars.values())
-
-
-def host_scalars(spec: Any, step: int, running: Mapping[str, float], values: Mapping[str, Any]) -> dict[str, float]:
-    """What a rule's step reads that is the same for all elements, in float64; overflows and poles as C has them."""
-    hypers = {name: values[name] for name in spec.host_hypers}
-    if spec.trust == "update":
-        hypers["lr"] = 1.0  # the rule gives the direction; its size comes with the ratio
-    try:
-        return dict(spec.scalars(step=step, **running, **hypers))
-    except (ZeroDivisionError, OverflowError):  # Python's own; NumPy's numbers go on with inf and NaN
-        taken = {**running, **hypers}
-        taken = {name: np.float64(value) if isinstance(value, float) else value for name, value in taken.items()}
-        with np.errstate(all="ignore"):
-            return {name: float(value) for name, value in spec.scalars(step=np.float64(step), **taken).items()}
 
 
 def decoded(gradient: np.ndarray) -> np.ndarray:

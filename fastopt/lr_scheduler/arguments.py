@@ -6,8 +6,8 @@ import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from fastopt._buffers import describe
-from fastopt._rule import Real
+from fastopt._messages import describe
+from fastopt.rules import Real
 
 
 class HasParamGroups(Protocol):

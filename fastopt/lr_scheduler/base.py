@@ -9,7 +9,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastopt._buffers import describe
+from fastopt._messages import describe
 from fastopt.lr_scheduler.arguments import HasParamGroups, groups_of, integer
 
 

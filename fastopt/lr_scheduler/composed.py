@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fastopt._buffers import describe
+from fastopt._messages import describe
 from fastopt.lr_scheduler.arguments import HasParamGroups, groups_of, integer, integers
 from fastopt.lr_scheduler.base import LRScheduler
 

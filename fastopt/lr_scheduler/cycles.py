@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from fastopt._rule import Real, Switch
 from fastopt.lr_scheduler.arguments import (
     NON_NEGATIVE,
     POSITIVE,
@@ -19,6 +18,7 @@ from fastopt.lr_scheduler.arguments import (
     one_of,
 )
 from fastopt.lr_scheduler.base import LRScheduler
+from fastopt.rules import Real, Switch
 
 _MOMENTUM = Real(0.0, 1.0, high_open=True)
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-from fastopt._rule import Real
 from fastopt.lr_scheduler.arguments import (
     NON_NEGATIVE,
     SHARE,
@@ -18,6 +17,7 @@ from fastopt.lr_scheduler.arguments import (
     integers,
 )
 from fastopt.lr_scheduler.base import LRScheduler
+from fastopt.rules import Real
 
 Factor: TypeAlias = Callable[[int], float]
 """Epoch -> factor of a learning rate."""

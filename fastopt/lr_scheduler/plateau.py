@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Literal, SupportsFloat
 
-from fastopt._rule import Real
 from fastopt.lr_scheduler.arguments import (
     NON_NEGATIVE,
     HasParamGroups,
@@ -17,6 +16,7 @@ from fastopt.lr_scheduler.arguments import (
     one_of,
 )
 from fastopt.lr_scheduler.base import LRScheduler
+from fastopt.rules import Real
 
 
 class ReduceLROnPlateau(LRScheduler):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal, SupportsFloat
 
-from fastopt._buffers import describe
-from fastopt._rule import Switch
+from fastopt._messages import describe
 from fastopt.lr_scheduler.arguments import SHARE, HasParamGroups, integer, measured, one_of
 from fastopt.lr_scheduler.base import LRScheduler
+from fastopt.rules import Switch
 
 
 class WarmupLR(LRScheduler):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Flag, LearningRate, NonNegative, register, sqrt
+from fastopt._arrays.types import Params
+from fastopt._core.optimizer import Optimizer
+from fastopt._core.options import Options, Unpack
+from fastopt.rules import Flag, LearningRate, NonNegative, register, sqrt
 
 
 @register
@@ -60,7 +62,17 @@ class Adagrad(Optimizer):
         l1: NonNegative = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, locals())
+        super().__init__(
+            params,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            initial_accumulator_value=initial_accumulator_value,
+            eps=eps,
+            maximize=maximize,
+            l1=l1,
+            **options,
+        )
 
     @staticmethod
     def scalars(step, lr, lr_decay, eps):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Betas, Flag, LearningRate, NonNegative, register
+from fastopt._arrays.types import Params
+from fastopt._core.optimizer import Optimizer
+from fastopt._core.options import Options, Unpack
 from fastopt.optimizers.adam import Adam
+from fastopt.rules import Betas, Flag, LearningRate, NonNegative, register
 
 
 @register
@@ -50,4 +52,15 @@ class AdamW(Adam):
         l1: NonNegative = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        Optimizer.__init__(self, params, locals())
+        Optimizer.__init__(
+            self,
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            l1=l1,
+            **options,
+        )

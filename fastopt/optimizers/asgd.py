@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import AnyReal, Flag, LearningRate, NonNegative, register
+from fastopt._arrays.types import Params
+from fastopt._core.optimizer import Optimizer
+from fastopt._core.options import Options, Unpack
+from fastopt.rules import AnyReal, Flag, LearningRate, NonNegative, register
 
 
 @register
@@ -62,7 +64,17 @@ class ASGD(Optimizer):
         l1: NonNegative = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, locals())
+        super().__init__(
+            params,
+            lr=lr,
+            lambd=lambd,
+            alpha=alpha,
+            t0=t0,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            l1=l1,
+            **options,
+        )
 
     @staticmethod
     def scalars(step, lr, lambd, alpha, t0):

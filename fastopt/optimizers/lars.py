@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Flag, LearningRate, NonNegative, norm, register
+from fastopt._arrays.types import Params
+from fastopt._core.optimizer import Optimizer
+from fastopt._core.options import Options, Unpack
 from fastopt.optimizers.momentum import Momentum
+from fastopt.rules import Flag, LearningRate, NonNegative, norm, register
 
 
 @register
@@ -62,7 +64,18 @@ class LARS(Momentum):
         l1: NonNegative = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        Optimizer.__init__(self, params, locals())
+        Optimizer.__init__(
+            self,
+            params,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            trust_coefficient=trust_coefficient,
+            eps=eps,
+            maximize=maximize,
+            l1=l1,
+            **options,
+        )
 
     @staticmethod
     def trust_ratio(p_norm, gradient_norm, weight_decay, trust_coefficient, eps):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Betas, Flag, LearningRate, NonNegative, register, sign
+from fastopt._arrays.types import Params
+from fastopt._core.optimizer import Optimizer
+from fastopt._core.options import Options, Unpack
+from fastopt.rules import Betas, Flag, LearningRate, NonNegative, register, sign
 
 
 @register
@@ -55,7 +57,7 @@ class Lion(Optimizer):
         l1: NonNegative = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, locals())
+        super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay, maximize=maximize, l1=l1, **options)
 
     @staticmethod
     def scalars(step, lr, betas):

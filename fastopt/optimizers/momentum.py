@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Flag, LearningRate, NonNegative, register
+from fastopt._arrays.types import Params
+from fastopt._core.optimizer import Optimizer
+from fastopt._core.options import Options, Unpack
+from fastopt.rules import Flag, LearningRate, NonNegative, register
 
 
 @register
@@ -52,7 +54,9 @@ class Momentum(Optimizer):
         l1: NonNegative = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, locals())
+        super().__init__(
+            params, lr=lr, momentum=momentum, weight_decay=weight_decay, maximize=maximize, l1=l1, **options
+        )
 
     @staticmethod
     def scalars(step, lr, momentum):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Betas, Flag, LearningRate, NonNegative, register, sqrt
+from fastopt._arrays.types import Params
+from fastopt._core.optimizer import Optimizer
+from fastopt._core.options import Options, Unpack
+from fastopt.rules import Betas, Flag, LearningRate, NonNegative, register, sqrt
 
 
 @register
@@ -67,7 +69,18 @@ class NAdam(Optimizer):
         l1: NonNegative = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, locals())
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum_decay=momentum_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            maximize=maximize,
+            l1=l1,
+            **options,
+        )
 
     @staticmethod
     def scalars(step, mu_product, lr, betas, eps, momentum_decay):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Flag, LearningRate, NonNegative, maximum, register, sqrt
+from fastopt._arrays.types import Params
+from fastopt._core.optimizer import Optimizer
+from fastopt._core.options import Options, Unpack
+from fastopt.rules import Flag, LearningRate, NonNegative, maximum, register, sqrt
 
 
 @register
@@ -69,7 +71,18 @@ class RMSprop(Optimizer):
         l1: NonNegative = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, locals())
+        super().__init__(
+            params,
+            lr=lr,
+            alpha=alpha,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            centered=centered,
+            maximize=maximize,
+            l1=l1,
+            **options,
+        )
 
     @staticmethod
     def flags(momentum):

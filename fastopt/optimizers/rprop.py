@@ -6,8 +6,10 @@ from typing import Annotated
 
 import numpy as np
 
-from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Flag, LearningRate, Pair, Real, maximum, minimum, register, sign
+from fastopt._arrays.types import Params
+from fastopt._core.optimizer import Optimizer
+from fastopt._core.options import Options, Unpack
+from fastopt.rules import Flag, LearningRate, Pair, Real, maximum, minimum, register, sign
 
 Etas = Annotated[
     tuple[float, float],
@@ -71,7 +73,7 @@ class Rprop(Optimizer):
         maximize: Flag = False,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, locals())
+        super().__init__(params, lr=lr, etas=etas, step_sizes=step_sizes, maximize=maximize, **options)
 
     @staticmethod
     def check_together(step_sizes):

@@ -11,7 +11,7 @@ import pytest
 
 import fastopt
 from fastopt import lr_scheduler
-from fastopt._rule import registry
+from fastopt.rules import registry
 
 EPOCHS = 500
 SAVED_AT = 217

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt._rule import Pair, Switch, registry
+from fastopt.rules import Pair, Switch, registry
 
 F32 = np.float32
 

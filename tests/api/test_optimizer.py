@@ -18,7 +18,7 @@ import pytest
 
 import fastopt
 from fastopt import _threads
-from fastopt._rule import registry
+from fastopt.rules import registry
 from tests.support.configs import CONFIGS, DEFAULTS
 from tests.support.oracle import assert_same_bits
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastopt.backends import compiled
 from tests.support import example_results
 
 bench = pytest.importorskip("bench", reason="the benchmark lies in the source checkout alone")
@@ -39,8 +40,7 @@ from bench.workloads import (
 )
 from fastopt import __main__ as command_line
 from fastopt import backends
-from fastopt._rule import registry
-from fastopt.backends import cpu
+from fastopt.rules import registry
 
 SMALL = Workload("curves", "adam", "256", ((256,),), fastopt.get_num_threads())
 BRIEF = Mode(60, 2, (256,), (), 0.1, (), block=0.001)
@@ -52,10 +52,10 @@ needs_a_compiler = pytest.mark.skipif(
 @pytest.fixture(scope="module", autouse=True)
 def no_probes_for_other_tests():
     """Kernels of the probes are known to the engine only while these tests run."""
-    before = set(cpu._added)
+    before = set(compiled._added)
     yield
-    for name in set(cpu._added) - before:
-        del cpu._added[name]
+    for name in set(compiled._added) - before:
+        del compiled._added[name]
     probe.build.cache_clear()
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt import _buffers, backends
-from fastopt.backends import cpu
+from fastopt import backends
+from fastopt._arrays import allocation
+from fastopt.backends import compiled
 from tests.support.configs import DEFAULTS
 from tests.support.oracle import assert_same_bits
 from tests.support.unfused import Unfused, as_bfloat16, decoded
@@ -84,7 +85,7 @@ def test_a_step_of_accumulated_gradients_is_that_of_separate_steps(config):
 @pytest.mark.bits
 @pytest.mark.usefixtures("parallel_from_the_first_element")
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 @pytest.mark.parametrize("cuts", [(), CUTS, range(64, 40_000, 64)], ids=["one", "few", "many"])
 @pytest.mark.parametrize("name", ["AdamW", "LAMB", "LARS"])
 def test_instruction_sets_threads_and_splits_change_no_bit(name, cuts, isa, n_threads, use_isa):
@@ -133,7 +134,7 @@ def test_the_order_of_calls_is_the_order_of_the_sum():
     assert p[0].tolist() == [0, 0, 0, 0]  # float32 keeps neither 1, in this order
 
 
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 @pytest.mark.parametrize("dtype", [F32, np.uint16], ids=["float32", "bfloat16"])
 def test_subnormal_gradients_count_as_zero_in_the_sum(dtype, isa, use_isa):
     use_isa(isa)
@@ -393,7 +394,7 @@ def test_sums_that_cannot_be_allocated_change_nothing(error, monkeypatch):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(_buffers, "zeros", refuse)
+        patch.setattr(allocation, "zeros", refuse)
         with pytest.raises(error):
             optimizer.accumulate([np.ones(2, F32)])
     assert optimizer.n_accumulated == 0

@@ -8,8 +8,8 @@ import pytest
 
 import fastopt
 from fastopt import backends
-from fastopt._rule import registry
-from fastopt.backends import cpu
+from fastopt.backends import compiled
+from fastopt.rules import registry
 from tests.support.configs import CONFIGS
 from tests.support.oracle import assert_same_bits
 from tests.support.unfused import Unfused
@@ -67,7 +67,7 @@ def check(config, n, params, gradients, n_threads):
 @pytest.mark.covering(2)
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.bits
 def test_one_tensor_has_the_bits_of_the_rule(config, isa, n_threads, n, use_isa):
@@ -79,7 +79,7 @@ def test_one_tensor_has_the_bits_of_the_rule(config, isa, n_threads, n, use_isa)
 @pytest.mark.covering(2)
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.bits
 def test_splitting_into_tensors_changes_no_bit(config, isa, n_threads, n, use_isa):
@@ -126,10 +126,10 @@ def test_the_functional_form_has_the_same_bits(config):
         assert_same_bits(p if name == "p" else states[name], array, f"{config}, {name}")
 
 
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 def test_the_configurations_reach_every_compiled_kernel(isa, use_isa):
     use_isa(isa)
-    assert {config.kernel for config in CONFIGS} == set(cpu.kernels())
+    assert {config.kernel for config in CONFIGS} == set(compiled.kernels())
 
 
 @pytest.mark.parametrize("spec", registry.values(), ids=lambda spec: spec.name)

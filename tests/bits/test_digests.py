@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastopt import _codecs
+from fastopt import _formats
 from tests.support.configs import CONFIGS
 
 RECORDED = Path(__file__).parent / "digests.json"
@@ -27,7 +27,7 @@ CASES = {
     f"{config}-{state_dtype}-{tail}": (config, state_dtype, tail)
     for config in CONFIGS
     if config.name == "defaults" or config.name.startswith("away")
-    for state_dtype in _codecs.STATE_DTYPES
+    for state_dtype in _formats.STATE_DTYPES
     for tail in TAILS
 }
 

@@ -14,7 +14,7 @@ import pytest
 
 import fastopt
 from fastopt import backends
-from fastopt.backends import cpu
+from fastopt.backends import compiled
 from tests.support.configs import CONFIGS, DEFAULTS
 from tests.support.oracle import assert_same_bits, sum_squares
 from tests.support.unfused import Unfused, as_bfloat16, decoded
@@ -110,7 +110,7 @@ def test_stages_equal_the_same_steps_done_one_after_another(config, stages):
 @pytest.mark.covering(2)
 @pytest.mark.usefixtures("parallel_from_the_first_element")
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 @pytest.mark.parametrize("dtype", GRADIENTS.values(), ids=GRADIENTS)
 @pytest.mark.parametrize("cuts", [(), (5, 5, 70, TILE + 33), range(64, 40_000, 64)], ids=["one", "few", "many"])
 @pytest.mark.parametrize("name", ["AdamW", "LAMB", "LARS"])
@@ -140,7 +140,7 @@ def test_instruction_sets_threads_and_splits_change_no_bit_of_the_whole_tail(
 @pytest.mark.usefixtures("parallel_from_the_first_element")
 @pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 16383, 16384, 16385, 70_001])
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 def test_the_norm_is_summed_in_the_documented_order(isa, n_threads, n, use_isa):
     use_isa(isa)
     g = draw(3, n)
@@ -208,7 +208,7 @@ def every_upper_half():
     )
 
 
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 def test_the_copy_in_bfloat16_is_rounded_to_nearest_even_for_every_input(isa, use_isa):
     use_isa(isa)
     p = every_upper_half().copy()
@@ -220,7 +220,7 @@ def test_the_copy_in_bfloat16_is_rounded_to_nearest_even_for_every_input(isa, us
     assert np.isnan(decoded(actual[nan])).all()
 
 
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 def test_the_copy_in_float16_is_rounded_to_nearest_even_for_every_input(isa, use_isa):
     use_isa(isa)
     p = every_upper_half().copy()
@@ -243,7 +243,7 @@ def test_the_copy_in_bfloat16_is_that_of_ml_dtypes():
     assert np.array_equal(actual[~nan].view(np.uint16), expected[~nan].view(np.uint16))
 
 
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 @pytest.mark.parametrize("dtype", [np.float16, np.uint16], ids=["float16", "bfloat16"])
 def test_every_gradient_in_low_precision_is_decoded_exactly(dtype, isa, use_isa):
     use_isa(isa)
@@ -351,7 +351,7 @@ def test_bytes_of_the_average_and_the_copy():
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 @pytest.mark.usefixtures("parallel_from_the_first_element")
 @EACH
 def test_an_average_that_warms_up_is_that_of_separate_steps(config, isa, n_threads, use_isa):

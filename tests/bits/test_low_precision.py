@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import fastopt
-from fastopt import _codecs, backends, demo
-from fastopt._codecs import BLOCK, FLAGGED, Bfloat16, EightBit, Random
-from fastopt._rule import registry
-from fastopt.backends import cpu
+from fastopt import _formats, backends, demo
+from fastopt._formats import BLOCK, FLAGGED, Bfloat16, EightBit, Random
+from fastopt.backends import compiled
+from fastopt.rules import registry
 from tests.support.configs import CONFIGS, DEFAULTS
 from tests.support.oracle import Oracle, assert_same_bits
 
@@ -34,7 +34,7 @@ class Kept:
 
     def __init__(self, config, p, state_dtype, seed, offset=0):
         self.oracle, self.seed, self.offset = Oracle(config, p), seed, offset
-        self.codecs = {s: _codecs.codec(state_dtype, config.spec.kinds[s]) for s in self.oracle.kernel.states}
+        self.codecs = {s: _formats.codec(state_dtype, config.spec.kinds[s]) for s in self.oracle.kernel.states}
         self.kept = {s: codec.encode(self.oracle.arrays[s]) for s, codec in self.codecs.items()}
 
     def step(self, g):
@@ -64,7 +64,7 @@ def gradients(n, n_steps=20):
 @pytest.mark.covering(2)
 @pytest.mark.usefixtures("parallel_from_the_first_element")
 @pytest.mark.parametrize("n", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * TILE + 100])
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 @pytest.mark.parametrize("state_dtype", LOW)
 @pytest.mark.parametrize("config", [c for c in CONFIGS if not c.spec.trust], ids=str)
 @pytest.mark.bits
@@ -94,7 +94,7 @@ def stepped(config, cuts, state_dtype, isa, n_threads, monkeypatch, neighbours=F
 
 @pytest.mark.covering(2)
 @pytest.mark.usefixtures("parallel_from_the_first_element")
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("state_dtype", LOW)
 @pytest.mark.parametrize("config", DEFAULTS, ids=str)
@@ -115,14 +115,14 @@ def test_splits_change_no_bit(config, state_dtype, neighbours, monkeypatch):
     cuts = [BLOCK, 7 * BLOCK, TILE + 3 * BLOCK, 4 * TILE, n]
     if state_dtype == "bfloat16":
         cuts = [1, 2, 65, 1000, TILE + 7, n]
-    whole = stepped(config, [n], state_dtype, cpu.isa(), 2, monkeypatch)
-    assert stepped(config, cuts, state_dtype, cpu.isa(), 2, monkeypatch, neighbours) == whole
+    whole = stepped(config, [n], state_dtype, compiled.isa(), 2, monkeypatch)
+    assert stepped(config, cuts, state_dtype, compiled.isa(), 2, monkeypatch, neighbours) == whole
 
 
 @pytest.mark.parametrize("state_dtype", LOW)
 def test_the_seed_decides_the_rounding(state_dtype, monkeypatch):
     config = next(c for c in DEFAULTS if c.spec.name == "Adam")
-    runs = [stepped(config, [TILE], state_dtype, cpu.isa(), 1, monkeypatch, seed=s) for s in (0, 0, 1, 2**64 - 1)]
+    runs = [stepped(config, [TILE], state_dtype, compiled.isa(), 1, monkeypatch, seed=s) for s in (0, 0, 1, 2**64 - 1)]
     assert runs[0] == runs[1]
     assert len(set(runs)) == 3
 
@@ -230,7 +230,7 @@ def test_every_code_survives_decoding_and_encoding(codec):
 
 
 @pytest.mark.parametrize("step", [1, 7, 16])
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 @EACH_CODEC
 def test_the_compiled_codec_is_the_reference_over_its_whole_code_space(codec, isa, step, use_isa):
     use_isa(isa)
@@ -480,7 +480,7 @@ def test_a_state_dict_resumes_with_the_same_bits(config, state_dtype):
 def test_state_is_converted_between_types_on_load(config):
     n = 1000
     optimizers = {
-        d: config.make(np.ones(n, np.float32), state_dtype=d, seed=k) for k, d in enumerate(_codecs.STATE_DTYPES)
+        d: config.make(np.ones(n, np.float32), state_dtype=d, seed=k) for k, d in enumerate(_formats.STATE_DTYPES)
     }
     for g in gradients(n, 5):
         optimizers["float32"].step(g)
@@ -488,7 +488,7 @@ def test_state_is_converted_between_types_on_load(config):
     for dtype in LOW:
         optimizers[dtype].load_state_dict(saved)
         for name, values in optimizers["float32"].state_float32[0].items():
-            codec = _codecs.codec(dtype, config.spec.kinds[name])
+            codec = _formats.codec(dtype, config.spec.kinds[name])
             decoded = optimizers[dtype].state_float32[0][name]
             assert_same_bits(decoded, codec.decode(*codec.encode(values)), name)
             error = np.abs(decoded - values)
@@ -608,7 +608,7 @@ def test_a_parameter_must_not_lie_in_scales():
 
 def halves(values):
     high, low = np.empty(values.shape, np.uint16), np.empty(values.shape, np.uint16)
-    _codecs.split(values, high, low)
+    _formats.split(values, high, low)
     return high, low
 
 
@@ -629,12 +629,12 @@ def test_the_halves_are_the_number():
     ).ravel()
     values = np.concatenate([bits, edges.astype(np.uint32)]).view(np.float32)
     high, low = halves(values)
-    assert_same_bits(_codecs.join(high, low), values, "joined")
+    assert_same_bits(_formats.join(high, low), values, "joined")
     seen = (high.astype(np.uint32) << 16).view(np.float32)
     assert_same_bits(seen, nearest_bfloat16(values), "the upper half")
 
 
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 @pytest.mark.parametrize("n", [1, 64, 3 * TILE + 7])
 @pytest.mark.parametrize("config", DEFAULTS, ids=str)
 @pytest.mark.bits
@@ -674,7 +674,7 @@ def test_split_nan_is_seen():
     )
 
 
-@pytest.mark.parametrize("state_dtype", _codecs.STATE_DTYPES)
+@pytest.mark.parametrize("state_dtype", _formats.STATE_DTYPES)
 def test_split_parameters_resume_with_the_same_bits(state_dtype):
     high = np.full(500, 0x3F80, np.uint16)
     optimizer = fastopt.AdamW({"w": high}, master="split", state_dtype=state_dtype)

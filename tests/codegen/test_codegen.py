@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt import _codegen, _functions, backends
-from fastopt._rule import Spec, registry
-from fastopt.backends import cpu
+from fastopt import _codegen, backends
+from fastopt._core import functions
+from fastopt.backends import compiled, cpu
+from fastopt.rules import Spec, registry
 from tests.support.configs import Config
 from tests.support.oracle import Oracle, assert_same_bits
 
@@ -20,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "kernels" / "kernels.pyx.in"
 
 OPTIMIZER = '''
-from fastopt._optimizer import Optimizer
-from fastopt._rule import {imports}
+from fastopt._core.optimizer import Optimizer
+from fastopt.rules import {imports}
 
 
 class {name}(Optimizer):
@@ -30,7 +31,7 @@ class {name}(Optimizer):
     states = {states}
 
     def __init__(self, params=None, lr: NonNegative = 0.5, **options):
-        super().__init__(params, locals())
+        super().__init__(params, lr=lr, **options)
 
     @staticmethod
     def scalars(step, lr):
@@ -169,8 +170,10 @@ def test_adam_and_adamw_are_one_rule():
 SIGNUM = '''
 """Signum, for the test that an optimizer is one file."""
 
-from fastopt._optimizer import Optimizer, Options, Params, Unpack
-from fastopt._rule import Flag, Fraction, NonNegative, register, sign
+from fastopt._arrays.types import Params
+from fastopt._core.optimizer import Optimizer
+from fastopt._core.options import Options, Unpack
+from fastopt.rules import Flag, Fraction, NonNegative, register, sign
 
 
 @register
@@ -195,7 +198,9 @@ class Signum(Optimizer):
         l1: NonNegative = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(params, locals())
+        super().__init__(
+            params, lr=lr, momentum=momentum, weight_decay=weight_decay, maximize=maximize, l1=l1, **options
+        )
 
     @staticmethod
     def scalars(step, lr, momentum):
@@ -227,12 +232,12 @@ def signum(tmp_path_factory):
     loader.loader.exec_module(module)
     source = folder / "signum_kernels.pyx"
     source.write_text(_codegen.cython_source([module.Signum.spec], TEMPLATE, "baseline"))
-    compiled = _build(folder, source)
-    cpu.add_kernels(compiled.KERNELS)
+    built = _build(folder, source)
+    compiled.add_kernels(built.KERNELS)
     yield module.Signum
     del registry["signum"]
-    for name in compiled.KERNELS:
-        del cpu._added[name]
+    for name in built.KERNELS:
+        del compiled._added[name]
 
 
 def _build(folder, source):
@@ -273,14 +278,14 @@ def test_an_optimizer_outside_the_package_has_the_bits_of_its_rule(signum):
 
 def test_an_optimizer_outside_the_package_has_functions_and_a_reference(signum):
     module = types.ModuleType("made")
-    _functions.define(vars(module), cpu, (np.float32,))
+    functions.define(vars(module), cpu, (np.float32,))
     p, g, m = np.ones(3, np.float32), np.ones(3, np.float32), np.zeros(3, np.float32)
     module.signum(p, g, m, lr=0.25)
     assert p.tolist() == [0.75] * 3
     q = np.ones(3, np.float32)
     signum(q, lr=0.25, backend="reference").step(g)
     assert q.tolist() == p.tolist()
-    assert "def signum(p: Array, g: Gradient, momentum_buffer: Array, *, step: int = 1" in _functions.stub("cpu")
+    assert "def signum(p: Array, g: Gradient, momentum_buffer: Array, *, step: int = 1" in functions.stub("cpu")
 
 
 def test_no_file_but_its_own_knows_an_optimizer():

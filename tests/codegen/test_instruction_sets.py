@@ -4,7 +4,7 @@ import pytest
 
 from fastopt import backends
 from fastopt._instruction_sets import INSTRUCTION_SETS, for_this_machine
-from fastopt.backends import cpu
+from fastopt.backends import compiled
 
 FEATURES = sorted({feature for row in for_this_machine() for feature in row.features})
 
@@ -16,7 +16,7 @@ def processor(monkeypatch):
     def with_features(features):
         answers = {feature: feature in features for feature in FEATURES}
         monkeypatch.setattr(backends.engine(), "supported_features", lambda: answers)
-        return cpu.available_isas.__wrapped__()
+        return compiled.available_isas.__wrapped__()
 
     return with_features
 
@@ -38,7 +38,7 @@ def test_an_instruction_set_needs_each_of_its_features(processor, lacking):
 
 
 def test_one_that_was_not_built_is_not_available(processor, monkeypatch):
-    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: name if name.endswith("baseline") else None)
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: name if name.endswith("baseline") else None)
     assert processor(FEATURES) == ("baseline",)
 
 

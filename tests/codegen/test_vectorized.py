@@ -11,7 +11,7 @@ import pytest
 
 from fastopt import _codegen
 from fastopt._instruction_sets import for_this_machine
-from fastopt._rule import registry
+from fastopt.rules import registry
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 FUNCTION = re.compile(r"^static .*__pyx_f_\d*probe_(\w+)\(.*\{$")

@@ -9,7 +9,7 @@ import pytest
 
 from fastopt import demo
 from fastopt.__main__ import main
-from fastopt._rule import registry
+from fastopt.rules import registry
 
 
 def import_packages():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt._rule import registry
+from fastopt.rules import registry
 
 
 def run(*arguments, **environment):

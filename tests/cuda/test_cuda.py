@@ -13,7 +13,8 @@ import pytest
 
 import fastopt
 from fastopt import backends
-from fastopt._rule import registry
+from fastopt.backends import compiled
+from fastopt.rules import registry
 
 try:
     backends.resolve("cuda")
@@ -21,7 +22,6 @@ except ImportError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 from fastopt import cuda
-from fastopt.backends import cpu
 from fastopt.backends.cuda import codegen, kernels, operations
 
 if operations.SIMULATED:
@@ -124,7 +124,7 @@ def test_trust_ratios_round_exactly(spec):
 
 
 def test_there_is_a_rule_for_every_kernel_of_the_cpu():
-    assert cuda.rules() == sorted(cpu.kernels())
+    assert cuda.rules() == sorted(compiled.kernels())
 
 
 def test_older_and_newer_gpus_are_compiled_for():

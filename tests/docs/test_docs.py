@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import fastopt
-from fastopt._rule import registry
+from fastopt.rules import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

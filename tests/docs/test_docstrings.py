@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt import _optimizer
-from fastopt._rule import RULE_WORDS, registry
+from fastopt._core.options import OPTIONS
+from fastopt.rules import registry
+from fastopt.rules.spec import RULE_WORDS
 
 ALL = pytest.mark.parametrize("spec", registry.values(), ids=lambda spec: spec.name)
 
@@ -33,7 +34,7 @@ def test_every_hyperparameter_has_its_bounds_default_and_meaning(spec):
 @ALL
 def test_every_option_has_its_default(spec):
     shown = words_of(spec.cls)
-    for name, default in _optimizer._OPTIONS.items():
+    for name, default in OPTIONS.items():
         assert eval(re.search(r"default (.*)$", shown[name])[1], {}) == default
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import fastopt
-from fastopt._rule import registry
-from fastopt.backends import cpu
+from fastopt.backends import compiled
+from fastopt.rules import registry
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -50,7 +50,7 @@ def test_the_first_example_learns_and_prints_what_it_says():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.skipif(len(cpu.available_isas()) < 3, reason="fewer instruction sets have fewer tests")
+@pytest.mark.skipif(len(compiled.available_isas()) < 3, reason="fewer instruction sets have fewer tests")
 def test_as_many_tests_compare_bits_as_the_readme_says():
     said = re.search(r"More\s+than\s+([\d,]+)\s+tests\s+compare\s+bits", read())[1]
     command = [sys.executable, "-m", "pytest", "-m", "bits", "--collect-only", "-p", "no:cacheprovider", "tests/bits"]
@@ -68,7 +68,7 @@ def test_what_was_not_shown_on_hardware_is_called_experimental_at_the_top():
 SCHEDULES = [f"lr_scheduler.{name}" for name in ("base", "composed", "cycles", "decay", "plateau", "warmup")]
 
 
-@pytest.mark.parametrize("module", ["_buffers", "_info", "_optimizer", "early_stopping", *SCHEDULES])
+@pytest.mark.parametrize("module", ["_arrays.flat_buffer", "_info", "_core.optimizer", "early_stopping", *SCHEDULES])
 def test_the_examples_in_docstrings_run(module):
     failed, attempted = doctest.testmod(importlib.import_module(f"fastopt.{module}"))
     assert failed == 0

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 import fastopt
 from fastopt import backends
-from fastopt.backends import cpu
+from fastopt.backends import compiled
 from tests.support.configs import CONFIGS, DEFAULTS
 from tests.support.oracle import TINY, Oracle, assert_same_bits
 
@@ -32,7 +32,7 @@ def test_any_float_gives_the_bits_of_the_rule_with_subnormals_as_zero(config, da
     n = data.draw(st.integers(1, 150))
     p, *gradients = (data.draw(arrays(n)) for _ in range(4))
     oracle = Oracle(config, p, flushing=True)
-    for isa in cpu.available_isas():
+    for isa in compiled.available_isas():
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FASTOPT_ISA", isa)
             actual = p.copy()
@@ -59,7 +59,7 @@ def test_the_shape_changes_no_bit(shape, seed):
     assert optimizer.state[0]["exp_avg"].shape == shape
 
 
-@pytest.mark.parametrize("isa", cpu.available_isas())
+@pytest.mark.parametrize("isa", compiled.available_isas())
 @pytest.mark.parametrize("config", DEFAULTS, ids=str)
 @given(at=st.tuples(*[st.integers(0, 17)] * 2), n=st.integers(0, 300))
 def test_arrays_aligned_to_four_bytes_alone_change_no_bit(config, isa, at, n):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt._rule import Spec, registry
+from fastopt.rules import Spec, registry
 from tests.support.configs import CONFIGS, Config, away
 from tests.support.ulp import assert_close, float32_ulps, trace
 

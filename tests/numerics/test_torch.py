@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt._rule import registry
+from fastopt.rules import registry
 from tests.support.ulp import assert_close, float32_ulps, trace
 
 torch = pytest.importorskip("torch")

@@ -10,7 +10,7 @@ import pytest
 
 import fastopt
 from fastopt import _threads
-from fastopt._rule import registry
+from fastopt.rules import registry
 from tests.support.oracle import assert_same_bits
 
 F32 = np.float32

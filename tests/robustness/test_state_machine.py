@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fastopt import _codecs, backends
-from fastopt._rule import Switch
+from fastopt import _formats, backends
+from fastopt.rules import Switch
 from tests.support.configs import CONFIGS, away
 from tests.support.faults import interrupted
 from tests.support.model import Model, lower_half
@@ -41,7 +41,7 @@ class OptimizerMachine(RuleBasedStateMachine):
     @initialize(
         config=st.sampled_from(CONFIGS),
         is_named=st.booleans(),
-        state_dtype=st.sampled_from(_codecs.STATE_DTYPES),
+        state_dtype=st.sampled_from(_formats.STATE_DTYPES),
         ema=st.sampled_from([(None, False), (0.75, False), (0.75, True)]),
         copy_dtype=st.sampled_from([None, "float16", "bfloat16"]),
         master=st.sampled_from([None, None, "split"]),
@@ -350,7 +350,7 @@ class OptimizerMachine(RuleBasedStateMachine):
         if self.master:  # lower halves are loaded, upper ones are the user's
             stepped = other.master_params if self.is_named else dict(enumerate(other.master_params))
             for name, one in after.parameters.items():
-                one.p = _codecs.join(self.arrays[name].ravel(), lower_half(stepped[name].ravel()))
+                one.p = _formats.join(self.arrays[name].ravel(), lower_half(stepped[name].ravel()))
         after.refresh()
         saved = other.state_dict()
         before = pickle.dumps(saved)
@@ -358,7 +358,7 @@ class OptimizerMachine(RuleBasedStateMachine):
         assert pickle.dumps(saved) == before
 
     @settled
-    @rule(state_dtype=st.sampled_from(_codecs.STATE_DTYPES), fault=faults)
+    @rule(state_dtype=st.sampled_from(_formats.STATE_DTYPES), fault=faults)
     def convert_the_state(self, state_dtype, fault):
         """Another optimizer of the same parameters loads the state dict."""
         if not self.arrays or self.model.awaited:

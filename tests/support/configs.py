@@ -3,8 +3,8 @@
 import itertools
 from dataclasses import dataclass
 
-from fastopt._optimizer import kernel_and_hypers
-from fastopt._rule import Pair, Real, Spec, Switch, registry
+from fastopt.rules import Pair, Real, Spec, Switch, registry
+from fastopt.rules.host_scalars import kernel_and_hypers
 
 _AWAY = {"nesterov": {"dampening": 0.0}}
 """Hyperparameters that must be at a certain value while a switch is on."""

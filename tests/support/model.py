@@ -1,7 +1,7 @@
 """A whole optimizer in NumPy, one parameter and one stage after another: what an `Optimizer` must equal to the bit.
 
 It knows groups, names, averages, copies, split parameters and how states are kept; the rule comes from `oracle`, and
-the codecs are those of `fastopt._codecs`. No threads, no plans, no memory that is shared.
+the codecs are those of `fastopt._formats`. No threads, no plans, no memory that is shared.
 """
 
 import copy
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastopt import _codecs
+from fastopt import _formats
 from tests.support.configs import Config
 from tests.support.oracle import Oracle, sum_squares
 from tests.support.unfused import as_bfloat16, decoded
@@ -43,7 +43,7 @@ def as_float16(p):
 def lower_half(p):
     """What float32 parameters have beside their nearest bfloat16."""
     high, low = np.empty(p.shape, np.uint16), np.empty(p.shape, np.uint16)
-    _codecs.split(p, high, low)
+    _formats.split(p, high, low)
     return low
 
 
@@ -66,7 +66,7 @@ class Model:
         return copy.deepcopy(self, {id(self.spec): self.spec})
 
     def codec(self, state):
-        return _codecs.codec(self.state_dtype, self.spec.kinds[state])
+        return _formats.codec(self.state_dtype, self.spec.kinds[state])
 
     # --- Growing
 
@@ -93,7 +93,7 @@ class Model:
                 made.ema, made.index = waited.ema, waited.index
                 if self.is_split:
                     high = (p.view(np.uint32) >> 16).astype(np.uint16)
-                    made.p = _codecs.join(high, lower_half(waited.p))
+                    made.p = _formats.join(high, lower_half(waited.p))
             self.parameters[name] = made
             self.refresh(name)
 
@@ -147,7 +147,7 @@ class Model:
         oracle.step(g)
         one.p, one.running, one.step = oracle.arrays["p"], oracle.running, oracle.steps
         for position, state in enumerate(oracle.kernel.states):
-            random = _codecs.Random(self.seed, one.step, one.index, position)
+            random = _formats.Random(self.seed, one.step, one.index, position)
             one.kept[state] = self.codec(state).encode(oracle.arrays[state], random, one.kept[state][1])
         if one.ema is not None:
             decay = min(self.ema_decay, (1.0 + one.step) / (10.0 + one.step)) if self.ema_warmup else self.ema_decay

@@ -8,8 +8,8 @@ import inspect
 
 import numpy as np
 
-from fastopt import _codegen, _stages
-from fastopt._rule import Spec
+from fastopt import _codegen
+from fastopt.rules import Spec, gradient_stage
 
 TINY = np.finfo(np.float32).tiny
 
@@ -143,7 +143,7 @@ class Oracle:
 
     def scalars(self):
         """Host scalars of the next step in Python's float64, rounded once; the running ones are advanced."""
-        stage = _stages.scalars(**self.spec.stage_values(self.values))
+        stage = gradient_stage.scalars(**self.spec.stage_values(self.values))
         hypers = self.hypers_of(self.spec.scalars)
         if self.spec.trust == "update":
             hypers["lr"] = 1.0

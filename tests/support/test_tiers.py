@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastopt.backends import cpu
+from fastopt.backends import compiled
 from tests.bits.test_fused import STAGES
 from tests.support.configs import CONFIGS, DEFAULTS
 from tests.support.tiers import covering
 
 BITS = Path(__file__).parents[1] / "bits"
-ISAS = cpu.available_isas()
+ISAS = compiled.available_isas()
 LOW = ["bfloat16", "8bit"]
 
 

@@ -29,8 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _stages
-from fastopt._rule import registry
+from fastopt.rules import gradient_stage, registry
 
 
 def float64_ulps(function: str) -> float:
@@ -179,7 +178,7 @@ def trace(function: str, arrays: Mapping[str, Any], step: int, hypers: Mapping[s
     terms = {name: _term(arrays[name]) for name in ("p", "g", *spec.states) if arrays.get(name) is not None}
     running = [float(np.asarray(arrays[name]).item()) for name in spec.running]
     with np.errstate(all="ignore"):
-        p, g = _stages.reference(terms["p"], terms["g"], **spec.reference_stage_values(values))
+        p, g = gradient_stage.reference(terms["p"], terms["g"], **spec.reference_stage_values(values))
         states = [terms.get(name) for name in spec.states]
         own = {name: values[name] for name in spec.reference_hypers}
         new = spec.reference(p, g, *states, *running, step=step, **own)

@@ -29,8 +29,10 @@ from fastopt import backends
 from fastopt.backends.cuda import arrays, availability, kernels, memory  # noqa: F401  arrays is of the interface
 from fastopt.backends.cuda import plan as _plan
 from fastopt.backends.cuda.operations import SIMULATED
+from fastopt.rules import host_scalars
 
 NAME = "cuda"
+ON_DEVICE = True
 
 
 def describe() -> dict[str, str]:
@@ -64,11 +66,9 @@ def run_once(
     n_threads: int | None = None,  # noqa: ARG001  of the CPU
 ) -> bool:
     """One step of `spec` on the checked device arrays p, g and states; False if a host scalar leaves float32."""
-    from fastopt.backends.reference import scalars_fit
-
     availability.check()
     carried = {} if running is None else dict(zip(spec.running, running.ravel().tolist(), strict=True))
-    if not scalars_fit(spec, step, carried, values):
+    if not host_scalars.scalars_fit(spec, step, carried, values):
         return False
     states = {name: array for name, array in streams.items() if name not in ("p", "g")}
     optimizer = _Once(spec, streams["p"], states, running, step, values)
@@ -91,8 +91,6 @@ class _Once:
     def __init__(
         self, spec: Any, p: Any, states: dict[str, Any], running: Any, step: int, values: dict[str, Any]
     ) -> None:
-        from fastopt._optimizer import kernel_and_hypers
-
         self.spec = spec
         carried = np.zeros(0) if running is None else np.array(running, np.float64).ravel()
         seen = memory.look(p)
@@ -106,7 +104,7 @@ class _Once:
         self._tensors = [self.tensor]
         self.param_groups = [{"params": (p,), **values}]
         self._groups = tuple(self.param_groups)
-        self._kernel = kernel_and_hypers(spec, values)
+        self._kernel = host_scalars.kernel_and_hypers(spec, values)
         self.plan = _plan.Plan(self, is_once=True)
 
     def _read_group(self, k: int) -> Any:  # noqa: ARG002  there is one

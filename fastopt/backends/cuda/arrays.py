@@ -1,4 +1,4 @@
-"""Arrays on the GPU, as the optimizer handles them; `fastopt._host` is the same in host memory.
+"""Arrays on the GPU, as the optimizer handles them; `fastopt._arrays.host` is the same in host memory.
 
 What is here is for construction, saving and evaluation, not for steps: it waits for the device.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _buffers, _codecs, backends
+from fastopt import _formats, _messages, backends
 from fastopt.backends.cuda import availability, kernels, layout, memory
 from fastopt.backends.cuda import plan as _plan
 
@@ -57,7 +57,7 @@ def check_parameter(array: Any, what: str, shape: tuple[int, ...] | None, is_spl
 
 def values_of(tensor: Any) -> np.ndarray:
     """The parameter of a tensor in float32, on the host."""
-    return fetch(tensor.array) if tensor.low is None else _codecs.join(fetch(tensor.array), fetch(tensor.low))
+    return fetch(tensor.array) if tensor.low is None else _formats.join(fetch(tensor.array), fetch(tensor.low))
 
 
 def check_parameters(
@@ -65,8 +65,9 @@ def check_parameters(
 ) -> None:
     """Raise TypeError or ValueError unless arrays can be parameters: those of `tensors`, or new ones under `keys`."""
     for k, array in enumerate(arrays):
-        label = tensors[k].label if tensors else _buffers.parameter_label(keys[k])
-        optimizer._check_parameter(array, label, tensors[k].shape if tensors else None)
+        label = tensors[k].label if tensors else _messages.parameter_label(keys[k])
+        what = f"{type(optimizer).__name__}: {label}"
+        check_parameter(array, what, tensors[k].shape if tensors else None, optimizer.master is not None)
 
 
 class Ranges:
@@ -101,7 +102,7 @@ def note_values(changes: Any, tensor: Any, values: Any) -> None:
         changes.call(put, tensor.array, values)
     else:
         high, low = np.empty(values.shape, np.uint16), np.empty(values.shape, np.uint16)
-        _codecs.split(values, high, low)
+        _formats.split(values, high, low)
         changes.call(put, tensor.array, high)
         changes.call(put, tensor.low, low)
 

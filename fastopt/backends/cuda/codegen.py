@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 
 from fastopt import _codegen
 from fastopt._codegen import Function, Kernel
-from fastopt._rule import Spec
 from fastopt.backends.cuda import layout
+from fastopt.rules.spec import Spec
 
 LANES = range(4)
 _OPERATIONS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}

@@ -20,11 +20,12 @@ from typing import Any
 
 from numba import cuda
 
-from fastopt import _codecs, _codegen
+from fastopt import _codegen, _formats
 from fastopt._info import __version__
-from fastopt._rule import Spec, registry
 from fastopt.backends.cuda import codegen, memory, stages
 from fastopt.backends.cuda.operations import SIMULATED
+from fastopt.rules.registry import registry
+from fastopt.rules.spec import Spec
 
 THREADS = 16 if SIMULATED else 256
 """Of a block, in kernels that walk over tiles. A multiple of 16, the threads that share a block of 8-bit codes."""
@@ -215,8 +216,8 @@ def ptx(rule: str, cc: tuple[int, int] = (9, 0), state_dtype: str = "float32") -
     """
     if rule not in _kernels():
         raise ValueError(f"rule must be one of fastopt.cuda.rules(), got {rule!r}")
-    if state_dtype not in _codecs.STATE_DTYPES:
-        raise ValueError(f"state_dtype must be one of {', '.join(_codecs.STATE_DTYPES)}, got {state_dtype!r}")
+    if state_dtype not in _formats.STATE_DTYPES:
+        raise ValueError(f"state_dtype must be one of {', '.join(_formats.STATE_DTYPES)}, got {state_dtype!r}")
     return compile_ptx(function(rule, state_dtype)[0], 4, THREADS, cc)
 
 

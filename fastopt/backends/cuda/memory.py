@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from fastopt import _buffers
+from fastopt import _messages
 from fastopt.backends.cuda.operations import SIMULATED
 
 if SIMULATED:
@@ -118,7 +118,7 @@ def checked(
     wanted = " or ".join(dtypes) + (f" of shape {shape}" if shape is not None else "")
     if seen is None:
         got = "a NumPy array, " if isinstance(value, np.ndarray) else ""
-        got += _buffers.describe(value)
+        got += _messages.describe(value)
         if hasattr(value, "device") and not isinstance(value, np.ndarray):
             got += f" on {value.device}"
         raise TypeError(f"{what} must be {WHERE}, {wanted}, got {got}")
@@ -222,7 +222,7 @@ def _handle(stream: Any) -> int:
         return 0
     if isinstance(stream, int) and not isinstance(stream, bool) and stream >= 0:
         return stream
-    got = _buffers.describe(stream)
+    got = _messages.describe(stream)
     raise TypeError(f"stream must be a stream of PyTorch, CuPy or Numba, or its handle, got {got}")
 
 

@@ -26,10 +26,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastopt import _buffers, _codecs, _stages
-from fastopt.backends import reference
+from fastopt import _formats
+from fastopt._core import refusals
+from fastopt._core.options import ACCUMULATED
 from fastopt.backends.cuda import codegen, kernels, layout, memory
 from fastopt.backends.cuda.sums import Given, Sums
+from fastopt.rules import gradient_stage, host_scalars
 
 MAX_UNDECIDED = 7
 """Steps that may be undecided before one waits for the first of them."""
@@ -263,11 +265,11 @@ class Plan:
     def _check_groups(self) -> None:
         self._guard.check_plan(self._identity)
         if len(self._groups) != len(self._group_dicts):
-            self._optimizer._refuse_regrouping()
+            refusals.refuse_regrouping(self._optimizer)
         for k, known in enumerate(self._group_dicts):
             group = self._groups[k]
             if group is not known:
-                self._optimizer._refuse_regrouping()
+                refusals.refuse_regrouping(self._optimizer)
             values = self._group_values[k]
             if values is not None and len(group) == len(values):
                 for name, value in zip(self._hyper_names, values, strict=False):
@@ -304,15 +306,15 @@ class Plan:
             items: Sequence[Any] = (gradients,)
         elif structure == "mapping":
             if type(gradients) is not dict:
-                gradients = _buffers.gradient_mapping(optimizer, gradients)
+                gradients = refusals.gradient_mapping(optimizer, gradients)
             if len(gradients) != len(self._arrays) or any(name not in gradients for name in self._names):
-                _buffers.refuse_gradient_names(optimizer, gradients)
+                refusals.refuse_gradient_names(optimizer, gradients)
             items = [gradients[name] for name in self._names]
         else:
             if type(gradients) is not list:
-                gradients = _buffers.gradient_list(optimizer, gradients)
+                gradients = refusals.gradient_list(optimizer, gradients)
             if len(gradients) != len(self._arrays):
-                _buffers.refuse_gradient_count(optimizer, gradients)
+                refusals.refuse_gradient_count(optimizer, gradients)
             items = gradients
         torch: Any = sys.modules.get("torch")
         active, changed, known = [], [], last.known
@@ -335,7 +337,7 @@ class Plan:
             else:
                 found = self._check_gradient(i, gradient)
             if last.places[i] != found:
-                memory.check_device(gradient, found[0], _buffers._gradient_label(optimizer, i))
+                memory.check_device(gradient, found[0], refusals.gradient_label(optimizer, i))
                 self._check_apart(i, gradient, *found)
             changed.append((i, found, gradient))
         for i in self._movable:
@@ -343,7 +345,7 @@ class Plan:
         counts = [self._steps[i].item() for i in active]
         if counts and not (min(counts) >= 0 and max(counts) < 2**53):
             i, count = next((i, n) for i, n in zip(active, counts, strict=True) if not 0 <= n < 2**53)
-            _buffers.refuse_step(optimizer, i, count)
+            refusals.refuse_step(optimizer, i, count)
         for i, found, gradient in changed:
             if last.places[i] != found:
                 last.places[i] = found
@@ -355,7 +357,7 @@ class Plan:
 
     def _check_gradient(self, i: int, gradient: Any) -> tuple[int, int]:
         """Address and storage of a gradient that fits."""
-        what = _buffers._gradient_label(self._optimizer, i)
+        what = refusals.gradient_label(self._optimizer, i)
         seen = memory.look(gradient)
         dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
         if seen is not None and seen.dtype == "uint16":
@@ -370,12 +372,12 @@ class Plan:
         end = address + int(self._rows[i, _word(layout.N)]) * (4 if storage == layout.FLOAT32 else 2)
         at = bisect.bisect_left(self._starts, end) - 1  # ranges do not overlap: only this one can reach so far
         if at >= 0 and address < end and address < self._written[at][1]:
-            _buffers.refuse_overlapping_gradient(self._optimizer, i, gradient)
+            refusals.refuse_overlapping_gradient(self._optimizer, i, gradient)
 
     def _check_parameter(self, i: int) -> None:
         """Raise ValueError if a parameter's memory is no longer what the plan knows (PyTorch can exchange it)."""
         if self._arrays[i].data_ptr() != self._rows[i, _word(layout.P)]:
-            _buffers.refuse_changed_parameter(self._optimizer, i)
+            refusals.refuse_changed_parameter(self._optimizer, i)
 
     def _check_zeroable(self, gradients: Any, active: Sequence[int]) -> None:
         """Raise ValueError unless every gradient can be zeroed without touching another."""
@@ -387,13 +389,13 @@ class Plan:
             seen = memory.look(gradient)
             assert seen is not None
             if not seen.is_writable:
-                _buffers.refuse_read_only_gradient(self._optimizer, i)
+                refusals.refuse_read_only_gradient(self._optimizer, i)
             if seen.size:
                 ranges.append((seen.address, seen.address + memory.nbytes(gradient), i))
         ranges.sort()
         for before, after in itertools.pairwise(ranges):
             if after[0] < before[1]:
-                _buffers.refuse_shared_gradients(self._optimizer, *sorted((before[2], after[2])))
+                refusals.refuse_shared_gradients(self._optimizer, *sorted((before[2], after[2])))
 
     # --- 3. scalars
 
@@ -402,9 +404,9 @@ class Plan:
     ) -> tuple[list[float], tuple[float, ...]]:
         """The host scalars of step number `step` in float64, and the running ones after it."""
         spec = self._spec
-        own = reference.host_scalars(spec, step, dict(zip(spec.running, running, strict=True)), values)
+        own = host_scalars.host_scalars(spec, step, dict(zip(spec.running, running, strict=True)), values)
         advanced = tuple(float(own.pop(name)) for name in spec.running)
-        return [*_stages.scalars(**spec.stage_values(values)).values(), *own.values()], advanced
+        return [*gradient_stage.scalars(**spec.stage_values(values)).values(), *own.values()], advanced
 
     def _scalar_rows(self, active: Sequence[int], options: tuple) -> tuple[list[int], list[list[bytes]]]:
         """Which of the scalars each tensor takes, and their bytes for each number of undecided steps applied."""
@@ -434,7 +436,7 @@ class Plan:
                     if packed is None:
                         if row is not rows[0]:
                             return None  # of a step that may never be
-                        _buffers.refuse_scalars(self._optimizer, i, step)
+                        refusals.refuse_scalars(self._optimizer, i, step)
                     row.append(packed)
             chosen.append(kinds[key])
         return chosen, rows
@@ -446,8 +448,8 @@ class Plan:
         values, hypers = self._group_dicts[group], [0.0] * layout.MAX_TRUST_HYPERS
         for k, name in enumerate(self._trust_hypers):
             hypers[k] = values[name]
-        key = int(_codecs.dither_key(self._seed, step)) if self._element_bytes != 4 else 0
-        decay = reference.average_decay(self._optimizer, step)
+        key = int(_formats.dither_key(self._seed, step)) if self._element_bytes != 4 else 0
+        decay = host_scalars.average_decay(self._optimizer, step)
         try:
             return layout.scalars(len(scalars)).pack(*scalars, key, step & 0x7FFFFFFF, decay, 1.0 - decay, *hypers)
         except OverflowError:
@@ -613,7 +615,7 @@ class Plan:
         """The same for a caller that has taken the optimizer's guard."""
         self._check_device()
         self._check_groups()
-        if gradients is _buffers.ACCUMULATED:
+        if gradients is ACCUMULATED:
             return self._step_of_sums(options, stream)
         self._check_nothing_pending("step(grads)")
         active = tuple(self._gather(gradients, self._given))
@@ -629,7 +631,7 @@ class Plan:
         """The step that takes the sums of gradients, and zeroes them."""
         optimizer, sums = self._optimizer, self._sums
         if sums is None or not self.n_accumulated:
-            _buffers.refuse_missing_gradients(optimizer)
+            refusals.refuse_missing_gradients(optimizer)
         handle = self._stream(stream, "step() without grads")
         items = [array if i in sums.pending[1] else None for i, array in enumerate(sums.arrays)]
         gradients = items[0] if optimizer._structure == "single" else optimizer._structured(items)
@@ -664,7 +666,7 @@ class Plan:
 
     def _check_nothing_pending(self, what: str) -> None:
         if self.n_accumulated:
-            _buffers.refuse_pending_gradients(self._optimizer, what)
+            refusals.refuse_pending_gradients(self._optimizer, what)
 
     def _stream(self, stream: Any, what: str) -> int:
         """Handle of the stream to work on, which may not be capturing."""

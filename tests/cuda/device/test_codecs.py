@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastopt import _codecs
+from fastopt import _formats
 from fastopt.backends.cuda import codecs
 from tests.support import lockstep  # noqa: F401  skips where there is no numba-cuda
 from tests.support.unfused import as_bfloat16
@@ -48,7 +48,7 @@ def test_bfloat16_rounds_to_nearest_even():
 def test_every_bfloat16_decodes_and_subnormals_count_as_zero():
     halves = np.arange(65536, dtype=np.uint32)
     decoded = np.array([codecs.bfloat16_to_f32(int(half)) for half in halves], np.float32)
-    assert np.array_equal(decoded, _codecs.Bfloat16().decode(halves.astype(np.uint16)), equal_nan=True)
+    assert np.array_equal(decoded, _formats.Bfloat16().decode(halves.astype(np.uint16)), equal_nan=True)
 
 
 def test_halves_make_the_whole():
@@ -59,9 +59,9 @@ def test_halves_make_the_whole():
 
 def test_every_code_decodes_under_every_scale():
     for is_signed in (False, True):
-        codec = _codecs.EightBit(is_signed)
+        codec = _formats.EightBit(is_signed)
         for scale in (codec.smallest_scale, codec.smallest_scale + 1, 127, 200, 254):
-            for flagged in (0, _codecs.FLAGGED):
+            for flagged in (0, _formats.FLAGGED):
                 short = [np.arange(k, k + 32, dtype=np.uint8) for k in range(0, 256, 32)]  # in natural order
                 scales = np.array([scale | flagged], np.uint16)
                 expected = np.concatenate([codec.decode(codes, scales) for codes in short])
@@ -72,8 +72,8 @@ def test_every_code_decodes_under_every_scale():
 def test_random_bits_are_those_of_the_host():
     first = np.array([0, 64, 6400, 2**40])
     for position in range(3):
-        random = _codecs.Random(2**63 + 5, 12345, 0, position)
-        key = int(_codecs.dither_key(random.seed, random.step))
+        random = _formats.Random(2**63 + 5, 12345, 0, position)
+        key = int(_formats.dither_key(random.seed, random.step))
         drawn = [codecs.dither_of_state(codecs.dither_bits(key, int(k)), position) for k in first]
-        assert drawn == _codecs.dither(random, first).tolist()
-    assert [codecs.stratum(lane) for lane in range(64)] == _codecs._LANES.tolist()
+        assert drawn == _formats.dither(random, first).tolist()
+    assert [codecs.stratum(lane) for lane in range(64)] == _formats._LANES.tolist()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt._rule import registry
+from fastopt.rules import registry
 from tests.support.configs import CONFIGS, DEFAULTS
 from tests.support.lockstep import BY_NAME, SIZES, Lockstep, arrays, host, on_device, same
 from tests.support.oracle import assert_same_bits

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _buffers, _codecs, backends
-
-check_array = _buffers.check_array
-state_arrays = _buffers.state_arrays
-scale_arrays = _buffers.scale_arrays
+from fastopt import _formats, backends
+from fastopt._arrays.allocation import scale_arrays, state_arrays  # noqa: F401  of the interface of arrays
+from fastopt._arrays.checks import check_array
+from fastopt._arrays.kinds import is_array
+from fastopt._messages import parameter_label
+from fastopt.backends import compiled
 
 
 def bfloat16() -> np.dtype:
@@ -39,7 +40,7 @@ def exposed(array: np.ndarray) -> np.ndarray:
 
 def check_parameter(array: Any, what: str, shape: tuple[int, ...] | None, is_split: bool) -> None:
     """Raise TypeError or ValueError unless an array can be a parameter."""
-    dtype = np.ndarray.view(array, np.ndarray).dtype if _buffers.is_array(array) else None  # not a subclass's word
+    dtype = np.ndarray.view(array, np.ndarray).dtype if is_array(array) else None  # not a subclass's word
     if not is_split:
         check_array(array, what, shape=shape)
     elif dtype is not None and dtype.name == "bfloat16":
@@ -54,8 +55,9 @@ def check_parameters(
     """Raise TypeError or ValueError unless arrays can be parameters: those of `tensors`, or new ones under `keys`."""
     number = np.dtype(np.float32 if optimizer.master is None else np.uint16).num
     for k in backends.engine().unusual(list(arrays), number, tensors, True):
-        label = tensors[k].label if tensors else _buffers.parameter_label(keys[k])
-        optimizer._check_parameter(arrays[k], label, tensors[k].shape if tensors else None)
+        label = tensors[k].label if tensors else parameter_label(keys[k])
+        what = f"{type(optimizer).__name__}: {label}"
+        check_parameter(arrays[k], what, tensors[k].shape if tensors else None, optimizer.master is not None)
 
 
 def ranges(arrays: Sequence[Any], gap: int = 0) -> Any:
@@ -86,7 +88,7 @@ def fill(array: np.ndarray, code: Any) -> None:
 
 def values_of(tensor: Any) -> np.ndarray:
     """The parameter of a tensor in float32: its array, or put together from its halves."""
-    return tensor.array if tensor.low is None else _codecs.join(tensor.array, tensor.low)
+    return tensor.array if tensor.low is None else _formats.join(tensor.array, tensor.low)
 
 
 def note_values(changes: Any, tensor: Any, values: np.ndarray) -> None:
@@ -95,7 +97,7 @@ def note_values(changes: Any, tensor: Any, values: np.ndarray) -> None:
         changes.copy(tensor.array, values)
     else:
         high, low = np.empty(tensor.shape, np.uint16), np.empty(tensor.shape, np.uint16)
-        _codecs.split(values, high, low)
+        _formats.split(values, high, low)
         changes.copy(tensor.array, high)
         changes.copy(tensor.low, low)
 
@@ -107,7 +109,7 @@ def note(changes: Any, target: np.ndarray, values: np.ndarray) -> None:
 
 def note_beside(changes: Any, optimizer: Any, tensor: Any, low: np.ndarray | None, has_average: bool) -> None:
     """Note that the copy follows the parameter, whose lower half is `low`, and the average if it was not loaded."""
-    values = tensor.array if tensor.low is None else _codecs.join(tensor.array, tensor.low if low is None else low)
+    values = tensor.array if tensor.low is None else _formats.join(tensor.array, tensor.low if low is None else low)
     if tensor.ema is not None and not has_average:
         changes.copy(tensor.ema, values)
     if tensor.copy is not None:
@@ -124,14 +126,12 @@ def start_averages(optimizer: Any, tensors: Sequence[Any]) -> None:  # noqa: ARG
 
 def copy_parameters(optimizer: Any, tensors: list[Any]) -> None:
     """Round the parameters as they are into their copies."""
-    from fastopt.backends import cpu
-
-    backends.engine().copy_parameters(tensors, cpu.stages(), optimizer.copy_dtype == "bfloat16")
+    backends.engine().copy_parameters(tensors, compiled.stages(), optimizer.copy_dtype == "bfloat16")
 
 
 def average_swap(optimizer: Any) -> Any:
     """The context manager in which averages stand in the parameters' place."""
-    from fastopt.backends import cpu
-
     is_bfloat16 = optimizer.copy_dtype == "bfloat16"
-    return backends.engine().AverageSwap(optimizer._guard, optimizer._prepare_swap, cpu.stages(), is_bfloat16, None)
+    return backends.engine().AverageSwap(
+        optimizer._guard, optimizer._prepare_swap, compiled.stages(), is_bfloat16, None
+    )

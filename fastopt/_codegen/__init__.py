@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastopt import _stages
-from fastopt._rule import Spec
+from fastopt.rules import gradient_stage
+from fastopt.rules.spec import Spec
 
 FUNCTIONS = ("sqrt", "sign", "fabs", "maximum", "minimum", "copysign")
 # How kernels are compiled. No contraction and no fast-math: a kernel's bits are those of its rule, one operation at
@@ -30,7 +30,7 @@ FLAGS = (
     *("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
     "--param=max-completely-peel-times=8",  # or GCC unrolls a loop of 16 before it thinks of vectors
 )
-STAGE_HYPERS = tuple(inspect.signature(_stages.scalars).parameters)
+STAGE_HYPERS = tuple(inspect.signature(gradient_stage.scalars).parameters)
 
 _RULE_NODES = (
     ast.Name,
@@ -186,7 +186,7 @@ class Kernel:
 
 def scalar_names(spec: Spec) -> tuple[str, ...]:
     """Names of the host scalars that `spec`'s kernels take, in order: the gradient stage's, then its own."""
-    stage = _returned(Function.parse(_stages.scalars))
+    stage = _returned(Function.parse(gradient_stage.scalars))
     own = [name for name in _returned(Function.parse(spec.scalars)) if name not in spec.running]
     if clash := set(stage) & set(own):
         raise RuleError(f"{spec.name}: scalars {sorted(clash)} are names of the gradient stage")
@@ -196,7 +196,7 @@ def scalar_names(spec: Spec) -> tuple[str, ...]:
 def kernels(spec: Spec) -> list[Kernel]:
     """Every distinct kernel of `spec`: one for each combination of flags that changes its text."""
     rule = Function.parse(spec.rule)
-    stage = Function.parse(_stages.rule)
+    stage = Function.parse(gradient_stage.rule)
     scalars = scalar_names(spec)
     expected = ["p", "g", *spec.rule_states]
     if rule.arguments[: len(expected)] != expected:
@@ -210,10 +210,10 @@ def kernels(spec: Spec) -> list[Kernel]:
         stage_flags = {"regularized": regularized, "trusted": spec.trust == "gradient"}
         body = _specialise(stage, stage_flags, ["p", "g"])
         if spec.trust == "update":
-            body += _specialise(Function.parse(_stages.before_update), {}, ["p", "weight"])
+            body += _specialise(Function.parse(gradient_stage.before_update), {}, ["p", "weight"])
         body += _specialise(rule, {**spec.fixed_flags, **flags}, expected)
         if spec.trust == "update":
-            body += _specialise(Function.parse(_stages.after_update), stage_flags, ["update"])
+            body += _specialise(Function.parse(gradient_stage.after_update), stage_flags, ["update"])
         touched = {assignment.name for assignment in body}.union(*(a.reads() for a in body))
         states = tuple(name for name in spec.rule_states if name in touched)
         text = "\n".join(f"{a.name} = {ast.unparse(a.expression)}" for a in body)
@@ -606,7 +606,10 @@ def _cython_scalars(spec: Spec) -> str:
     inputs |= {name: [f"running[{k}]"] for k, name in enumerate(spec.running)}
     sources = {}
     lines = []
-    for prefix, function in (("stage_", Function.parse(_stages.scalars)), ("own_", Function.parse(spec.scalars))):
+    for prefix, function in (
+        ("stage_", Function.parse(gradient_stage.scalars)),
+        ("own_", Function.parse(spec.scalars)),
+    ):
         statements, translate = _host_statements(function, inputs | {"step": ["step"]}, prefix)
         lines += statements
         for name, value in _returned(function).items():
@@ -654,8 +657,8 @@ def hyper_slots(spec: Spec) -> list[tuple[str, int]]:
 
 def stage_positions() -> str:
     """Text of a C header: where the gradient stage's host scalars and hyperparameters stand among those of a kernel."""
-    names = {"SCALAR": _returned(Function.parse(_stages.scalars)), "HYPER": STAGE_HYPERS}
-    text = "/* Generated from fastopt/_stages.py. Not to be edited. */\n"
+    names = {"SCALAR": _returned(Function.parse(gradient_stage.scalars)), "HYPER": STAGE_HYPERS}
+    text = "/* Generated from fastopt/gradient_stage.py. Not to be edited. */\n"
     for prefix, ordered in names.items():
         text += "enum {\n" + "".join(f"    {prefix}_{name.upper()},\n" for name in ordered) + "};\n"
     return text

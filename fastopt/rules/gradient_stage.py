@@ -7,7 +7,7 @@ that work on tiles (element-wise clipping, low precision, moving average) are in
 
 from __future__ import annotations
 
-from fastopt._rule import sign
+from fastopt.rules.functions import sign
 
 
 def scalars(lr, weight_decay, decoupled, inside, l1, maximize):

@@ -1,4 +1,4 @@
-"""What type checkers know of parameters, gradients and state; what is asked of arrays at run time is in `_buffers`."""
+"""What type checkers know of parameters, gradients and state; what is asked of arrays at run time is in `checks`."""
 
 from __future__ import annotations
 

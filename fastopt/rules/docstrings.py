@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastopt._rule import Spec
+    from fastopt.rules.spec import Spec
 
 WIDTH = 76
 """Columns: a terminal has 80, and `help` puts four before every line."""
@@ -93,7 +93,7 @@ def hyperparameters(spec: Spec) -> list[Entry]:
 
 def filled(spec: Spec) -> str | None:
     """The whole docstring of an optimizer, or None where Python keeps none."""
-    from fastopt._optimizer import Optimizer
+    from fastopt._core.optimizer import Optimizer
 
     if Optimizer.__doc__ is None:
         return None

@@ -12,9 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import _buffers, _docstrings, _host, _threads, backends
+from fastopt import _threads, backends
 from fastopt import optimizers as optimizers  # the registry is filled by importing them
-from fastopt._rule import Spec, registry
+from fastopt._arrays import host
+from fastopt._arrays.checks import check_array
+from fastopt._arrays.kinds import lives_on_gpu
+from fastopt._messages import describe
+from fastopt.rules import docstrings
+from fastopt.rules.registry import registry
+from fastopt.rules.spec import Spec
 
 
 def define(module: dict[str, Any], backend: ModuleType, dtypes: tuple[type, ...]) -> list[str]:
@@ -73,7 +79,7 @@ def documentation(spec: Spec, backend: str) -> str:
     for name, first in spec.running.items():
         entries.append((name, f"State, float64 with one element; {first} before the first step; updated."))
     entries.append(("step : int >= 1, default 1", "Number of this step; 1 is the first."))
-    entries += _docstrings.hyperparameters(spec)
+    entries += docstrings.hyperparameters(spec)
     entries.append(
         ("n_threads : int >= 1 or None, default None", f"Threads at most; None for the process-wide number.{threads}")
     )
@@ -87,9 +93,9 @@ def documentation(spec: Spec, backend: str) -> str:
     ]
     return "\n".join(
         [
-            _docstrings.prose(f"One step of {spec.name} in place. {_docstrings.summary(spec.cls)}"),
-            f"\nParameters\n----------\n{_docstrings.listed(entries)}",
-            f"\nRaises\n------\n{_docstrings.listed(raised)}",
+            docstrings.prose(f"One step of {spec.name} in place. {docstrings.summary(spec.cls)}"),
+            f"\nParameters\n----------\n{docstrings.listed(entries)}",
+            f"\nRaises\n------\n{docstrings.listed(raised)}",
             "\nExamples\n--------\n>>> import numpy as np, fastopt",
             *example,
             "",
@@ -106,7 +112,7 @@ def stub(backend: str) -> str:
         "",
         "from numpy import dtype, floating, float32, ndarray",
         "",
-        "from fastopt._types import DeviceArray, Gradient",
+        "from fastopt._arrays.types import DeviceArray, Gradient",
         "",
         f"Array: TypeAlias = ndarray[Any, dtype[{array}",
         "",
@@ -128,20 +134,20 @@ def _call(
     owner = spec.function
     values = spec.check(hypers)
     if isinstance(step, bool) or not isinstance(step, int | np.integer):
-        raise TypeError(f"{owner}: step must be an int, got {_buffers.describe(step)}")
+        raise TypeError(f"{owner}: step must be an int, got {describe(step)}")
     if not 1 <= step < 2**53:
         raise ValueError(f"{owner}: step must be >= 1 and below 2**53, got {step}")
     if n_threads is not None:
         _threads.check_n_threads(n_threads)
     p = arrays["p"]
-    if backend.NAME == "cpu" and backends.lives_on_gpu(p):
+    if backend.NAME == "cpu" and lives_on_gpu(p):
         backend = backends.resolve("cuda")
         backend.arrays.check()
     memory = backend.arrays
     memory.check_array(p, f"{owner}: p", dtypes=dtypes)
     shape = memory.shape_of(p)
-    dtypes = (p.dtype.type,) if memory is _host else dtypes
-    if memory is _host and isinstance(arrays["g"], np.generic):  # what a reduction returns in the place of shape ()
+    dtypes = (p.dtype.type,) if memory is host else dtypes
+    if memory is host and isinstance(arrays["g"], np.generic):  # what a reduction returns in the place of shape ()
         arrays["g"] = np.asarray(arrays["g"])
     memory.check_array(arrays["g"], f"{owner}: g", dtypes=dtypes, shape=shape, writable=False)
     needed = spec.states_for(spec.flags(values))
@@ -159,12 +165,12 @@ def _call(
     running = None
     for name in spec.running:
         running = arrays.pop(name)
-        _buffers.check_array(running, f"{owner}: {name}", dtypes=(np.float64,))
+        check_array(running, f"{owner}: {name}", dtypes=(np.float64,))
         if running.size != 1:
             raise ValueError(f"{owner}: {name} must have one element, got shape {running.shape}")
     arrays = {name: array for name, array in arrays.items() if array is not None}
     names = [*arrays, *spec.running]
-    beside = [running] if running is not None and memory is _host else []
+    beside = [running] if running is not None and memory is host else []
     found = memory.first_overlap([*arrays.values(), *beside])
     if found is not None:
         raise ValueError(f"{owner}: {names[found[0]]} and {names[found[1]]} overlap in memory")

@@ -1,4 +1,4 @@
-"""Loading state dicts, fastopt's and torch's: everything is checked before anything is changed."""
+"""State dicts, fastopt's and torch's: saving, and loading, which checks everything before anything is changed."""
 
 from __future__ import annotations
 
@@ -6,21 +6,94 @@ import itertools
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastopt import _buffers, _codecs, backends
-from fastopt._optimizer import _KEPT_FOR_OTHERS, _OF_TORCH, Loaded, Optimizer, scale_name
+from fastopt import _formats, backends
+from fastopt._arrays.checks import check_array
+from fastopt._arrays.kinds import is_array
+from fastopt._arrays.types import Array
+from fastopt._core import planning, tensors
+from fastopt._core.groups import KEPT_FOR_OTHERS, OF_TORCH, check_grouping
+from fastopt._core.options import check_seed
+from fastopt._core.tensors import scale_name
+from fastopt._messages import describe, few
+
+if TYPE_CHECKING:
+    from fastopt._core.optimizer import Optimizer
+
+
+class Loaded(NamedTuple):
+    """What a state dict holds for one parameter."""
+
+    entry: Mapping[str, Any]
+    """Step, running scalars and states, as the optimizer keeps them."""
+    average: Array | None
+    low: np.ndarray | None
+    offset: int | None
+    """Index for the rounding of its first element."""
+
+
+def saved(optimizer: Optimizer) -> dict[str, Any]:
+    """See `state_dict`."""
+    optimizer._check_nothing_pending("state_dict()")
+    check_grouping(optimizer)
+    optimizer._settle()
+    fetch = optimizer._arrays.fetch
+    state: dict[int, Any] = {}
+    for position, tensor in enumerate(optimizer._tensors):
+        state[position] = {
+            "step": int(tensor.step),
+            **{name: float(tensor.running[k]) for k, name in enumerate(optimizer.spec.running)},
+            **{name: fetch(array) for name, array in tensor.states.items()},
+            **{scale_name(name): fetch(array) for name, array in tensor.scales.items()},
+        }
+    groups = []
+    members: list[list[int]] = [[] for _ in optimizer._groups]
+    for position, tensor in enumerate(optimizer._tensors):
+        members[tensor.group].append(position)
+    for group, positions in zip(optimizer._groups, members, strict=True):
+        saved = {key: value for key, value in group.items() if key != "params"}
+        saved["params"] = positions
+        if optimizer._names is not None:
+            saved["param_names"] = [optimizer._names[i] for i in positions]
+        groups.append(saved)
+    saved = {
+        "optimizer": optimizer._name,
+        "state": state,
+        "param_groups": groups,
+        "state_dtype": optimizer.state_dtype,
+        "seed": optimizer._seed,
+        "offsets": {k: tensor.index for k, tensor in enumerate(optimizer._tensors)},
+    }
+    if optimizer.master is not None:
+        halves = [fetch(tensor.low) for tensor in optimizer._tensors if tensor.low is not None]
+        saved["master_low"] = dict(enumerate(halves))
+    if optimizer.ema_decay is not None:
+        averages = [fetch(tensor.ema) for tensor in optimizer._tensors if tensor.ema is not None]
+        saved["ema"] = dict(enumerate(averages))
+    for name, awaited in optimizer._awaited.items():
+        position = len(state)
+        entry = awaited.entry.items()
+        state[position] = {key: np.copy(v) if is_array(v) else v for key, v in entry}
+        groups[0]["params"].append(position)
+        groups[0]["param_names"].append(name)
+        for where, kept in (("ema", awaited.average), ("master_low", awaited.low)):
+            if where in saved:
+                saved[where][position] = None if kept is None else kept.copy()
+        if awaited.offset is not None:
+            saved["offsets"][position] = awaited.offset
+    return saved
 
 
 def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     """See `Optimizer.load_state_dict`."""
     name = type(optimizer).__name__
     optimizer._check_nothing_pending("load_state_dict()")
-    optimizer._check_grouping()
+    check_grouping(optimizer)
     if not isinstance(state_dict, Mapping):
-        raise TypeError(f"{name}: state_dict must be a dict, got {_buffers.describe(state_dict)}")
+        raise TypeError(f"{name}: state_dict must be a dict, got {describe(state_dict)}")
     for key in ("state", "param_groups"):
         if key not in state_dict:
             raise KeyError(f"{name}: state_dict must have the keys 'state' and 'param_groups', {key!r} is missing")
@@ -41,10 +114,10 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         has, wants = ("has", "no") if "master_low" in state_dict else ("lacks", "a")
         raise ValueError(f"{name}: state_dict {has} lower halves of parameters, this optimizer has {wants} master")
     state_dtype = state_dict.get("state_dtype", "float32")
-    if state_dtype not in _codecs.STATE_DTYPES:
-        known = ", ".join(map(repr, _codecs.STATE_DTYPES))
+    if state_dtype not in _formats.STATE_DTYPES:
+        known = ", ".join(map(repr, _formats.STATE_DTYPES))
         raise ValueError(f"{name}: state_dtype of the state_dict must be one of {known}, got {state_dtype!r}")
-    seed = optimizer._check_seed(state_dict.get("seed", optimizer.seed))
+    seed = check_seed(name, state_dict.get("seed", optimizer.seed))
 
     hypers = [_hypers(optimizer, k, saved, ours) for k, saved in enumerate(saved_groups)]
     matched: list[tuple[Any, Any]] = []
@@ -54,7 +127,7 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         members[tensor.group].append(tensor)
     offsets = state_dict.get("offsets", {})
     if not isinstance(offsets, Mapping):
-        raise TypeError(f"{name}: offsets of the state_dict must be a dict, got {_buffers.describe(offsets)}")
+        raise TypeError(f"{name}: offsets of the state_dict must be a dict, got {describe(offsets)}")
 
     def read(key: Any, may_lack: bool) -> Loaded:
         return Loaded(
@@ -71,7 +144,7 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
         if optimizer._names is not None and names is not None:
             here = {tensor.key: tensor for tensor in members[k]}
             if not set(here) <= set(names) or (set(names) > set(here) and not (optimizer._by_update and k == 0)):
-                odd = _buffers.few(sorted(set(names) ^ set(here)))
+                odd = few(sorted(set(names) ^ set(here)))
                 raise ValueError(f"{name}: param group {k} of the state_dict has other names: {odd} differ")
             pairs = [(here.get(n), n, key) for n, key in zip(names, keys, strict=True)]
         elif len(keys) != len(members[k]):
@@ -107,7 +180,7 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     changes.attribute(optimizer, "_ranges", optimizer._ranges.plus(optimizer._arrays.ranges(made)))
     changes.attribute(optimizer, "_seed", seed)
     changes.attribute(optimizer, "_awaited", awaited)
-    optimizer._note_no_plan(changes)
+    planning.note_no_plan(optimizer, changes)
     changes.publish()
 
 
@@ -125,7 +198,7 @@ def _note_plain(
     """
     spec, states, engine = optimizer.spec, state_dict["state"], backends.engine()
     has_more = optimizer.ema_decay is not None or optimizer.copy_dtype is not None or optimizer.master is not None
-    if has_more or optimizer.backend == "cuda" or optimizer.state_dtype == "8bit" or type(states) is not dict:
+    if has_more or optimizer._backend.ON_DEVICE or optimizer.state_dtype == "8bit" or type(states) is not dict:
         return matched
     needed = [spec.states_for(spec.flags(values)) for values in hypers]
     expected = [{"step", *spec.running, *names} for names in needed]
@@ -144,14 +217,14 @@ def _note_plain(
         )
 
     plain = [pair for pair in matched if is_plain(*pair)]
-    own = optimizer._kept_ranges(optimizer._tensors)
+    own = tensors.kept_ranges(optimizer, optimizer._tensors)
     odd: set[int] = set()
     columns = []
     for name in dict.fromkeys(itertools.chain.from_iterable(needed)):
         positions = [k for k, (tensor, _) in enumerate(plain) if name in tensor.states]
         targets = [plain[k][0].states[name] for k in positions]
         sources = [states[plain[k][1]][name] for k in positions]
-        number = optimizer._codec(name).dtype.num
+        number = tensors.codec_of(optimizer, name).dtype.num
         found = engine.unusual(sources, number, [plain[k][0] for k in positions], False)
         odd.update(positions[k] for k in found or own.overlapping(sources))
         columns.append((positions, targets, sources))
@@ -178,7 +251,7 @@ def _own(loaded: Loaded) -> Loaded:
     """The same with arrays that nobody else has."""
 
     def own(value: Any) -> Any:
-        return value.copy() if _buffers.is_array(value) else value
+        return value.copy() if is_array(value) else value
 
     entry, average, low, offset = loaded
     return Loaded({key: own(value) for key, value in entry.items()}, own(average), own(low), offset)
@@ -189,10 +262,10 @@ def _apart(optimizer: Optimizer, checked: list[tuple[Any, Loaded]]) -> list[tupl
     if not checked:
         return []
     columns = backends.engine().kept_beside(optimizer._tensors, tuple(optimizer.spec.states))
-    own = backends.engine().Ranges([a for _, _, column in columns for a in column if _buffers.is_array(a)])
+    own = backends.engine().Ranges([a for _, _, column in columns for a in column if is_array(a)])
 
     def apart(value: Any) -> Any:
-        return value.copy() if _buffers.is_array(value) and own.overlapping([value]) else value
+        return value.copy() if is_array(value) and own.overlapping([value]) else value
 
     return [
         (tensor, Loaded({key: apart(value) for key, value in entry.items()}, apart(average), apart(low), offset))
@@ -226,20 +299,20 @@ def check_beside(optimizer: Optimizer, loaded: Loaded, shape: tuple[int, ...], l
     """Raise unless average and lower half, if there are any, are for a parameter of `shape`."""
     name = type(optimizer).__name__
     if loaded.average is not None:
-        _buffers.check_array(loaded.average, f"{name}: the average of {label}", shape=shape, writable=False)
+        check_array(loaded.average, f"{name}: the average of {label}", shape=shape, writable=False)
     if loaded.low is not None:
         what = f"{name}: the lower half of {label}"
-        _buffers.check_array(loaded.low, what, shape=shape, dtypes=(np.uint16,), writable=False)
+        check_array(loaded.low, what, shape=shape, dtypes=(np.uint16,), writable=False)
 
 
 def _hypers(optimizer: Optimizer, k: int, saved: Mapping[str, Any], ours: bool) -> dict[str, Any]:
     """The hyperparameters of saved group `k`, checked."""
     name = type(optimizer).__name__
     spec = optimizer.spec
-    known = ("params", "param_names", *spec.hypers, *_KEPT_FOR_OTHERS)
+    known = ("params", "param_names", *spec.hypers, *KEPT_FOR_OTHERS)
     values = {key: value for key, value in saved.items() if key in spec.hypers}
     if not ours:
-        known = (*known, *_OF_TORCH, "decoupled_weight_decay")
+        known = (*known, *OF_TORCH, "decoupled_weight_decay")
         decoupled = spec.cls.decoupled_weight_decay
         if "decoupled_weight_decay" not in spec.hypers and saved.get("decoupled_weight_decay", decoupled) != decoupled:
             raise ValueError(f"{name}: state_dict has decoupled_weight_decay={saved['decoupled_weight_decay']!r}")
@@ -249,7 +322,7 @@ def _hypers(optimizer: Optimizer, k: int, saved: Mapping[str, Any], ours: bool) 
     missing = [key for key in spec.hypers if key not in values]
     if unknown or missing or "params" not in saved:
         raise KeyError(f"{name}: param group {k} of the state_dict does not fit: unknown {unknown}, missing {missing}")
-    return {**spec.check(values), **{key: saved[key] for key in _KEPT_FOR_OTHERS if key in saved}}
+    return {**spec.check(values), **{key: saved[key] for key in KEPT_FOR_OTHERS if key in saved}}
 
 
 def _plain(value: Any) -> Any:
@@ -268,7 +341,7 @@ def _entry(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any) -> Map
         raise KeyError(f"{name}: state_dict has no state for parameter {key!r}")
     saved = states.get(key, {})
     if not isinstance(saved, Mapping):
-        raise TypeError(f"{name}: state of parameter {key!r} must be a dict, got {_buffers.describe(saved)}")
+        raise TypeError(f"{name}: state of parameter {key!r} must be a dict, got {describe(saved)}")
     if ours:
         return dict(saved)
     # torch: no entry before the first step, tensors, and words that fastopt computes from the step
@@ -306,7 +379,7 @@ def check_entry(
     missing = [key for key in ("step", *spec.running) if key not in entry]
     if entry.get("step") != 0:
         missing += [key for key in needed if key not in entry]
-    coded = [key for key in spec.states if key in entry and _codecs.codec(state_dtype, spec.kinds[key]).has_scales]
+    coded = [key for key in spec.states if key in entry and _formats.codec(state_dtype, spec.kinds[key]).has_scales]
     missing += [scale_name(key) for key in coded if scale_name(key) not in entry]
     known = {"step", *spec.running, *spec.states, *map(scale_name, coded)}
     unknown = [key for key in entry if key not in known]
@@ -314,12 +387,12 @@ def check_entry(
         raise KeyError(f"{name}: state of {label} does not fit: unknown {unknown}, missing {missing}")
     step = entry["step"]
     if isinstance(step, bool) or not isinstance(step, numbers.Real):
-        raise TypeError(f"{name}: step of {label} must be a number, got {_buffers.describe(step)}")
+        raise TypeError(f"{name}: step of {label} must be a number, got {describe(step)}")
     if not (0 <= float(step) < 2**53 and float(step).is_integer()):
         raise ValueError(f"{name}: step of {label} must be an integer >= 0 and below 2**53, got {step!r}")
     for key in spec.running:
         if not isinstance(entry[key], numbers.Real):
-            raise TypeError(f"{name}: {key} of {label} must be a number, got {_buffers.describe(entry[key])}")
+            raise TypeError(f"{name}: {key} of {label} must be a number, got {describe(entry[key])}")
         if not math.isfinite(entry[key]):
             raise ValueError(f"{name}: {key} of {label} must be finite, got {entry[key]!r}")
     return as_kept(optimizer, entry, state_dtype, shape, label)
@@ -338,12 +411,12 @@ def as_kept(
             continue
         what = f"{type(optimizer).__name__}: state {key!r} of {label}"
         array = entry[key]
-        source, kept = _codecs.codec(state_dtype, spec.kinds[key]), optimizer._codec(key)
+        source, kept = _formats.codec(state_dtype, spec.kinds[key]), tensors.codec_of(optimizer, key)
         if isinstance(array, np.ndarray) and array.dtype.name == "bfloat16" and source.dtype == np.uint16:
             array = array.view(np.uint16)
-        _buffers.check_array(array, what, shape=shape, dtypes=(source.dtype.type,), writable=False)
+        check_array(array, what, shape=shape, dtypes=(source.dtype.type,), writable=False)
         scales = entry.get(scale_name(key), np.zeros(0, np.uint16))
-        if isinstance(source, _codecs.EightBit):
+        if isinstance(source, _formats.EightBit):
             source.check_scales(scales, f"{type(optimizer).__name__}: scales of state {key!r} of {label}", array.size)
         if source is not kept:
             array, scales = kept.encode(source.decode(array, scales))
@@ -376,12 +449,12 @@ def _note(optimizer: Optimizer, changes: Any, tensor: Any, loaded: Loaded, value
     made = []
     for name in spec.states:
         if name not in states and (name in needed or name in entry):
-            (states[name],), new_scales = optimizer._made_states([tensor], name, None)
+            (states[name],), new_scales = tensors.made_states(optimizer, [tensor], name, None)
             made += [states[name], *new_scales]
             if new_scales:
                 (scales[name],) = new_scales
     for name, array in states.items():
-        codec = optimizer._codec(name)
+        codec = tensors.codec_of(optimizer, name)
         if name in entry:
             codes, loaded_scales = entry[name], entry.get(scale_name(name))
         else:
