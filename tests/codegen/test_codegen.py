@@ -11,6 +11,7 @@ import pytest
 
 import fastopt
 from fastopt import _codegen, backends
+from fastopt._codegen import cython
 from fastopt._core import functions
 from fastopt.backends import compiled, cpu
 from fastopt.rules import Spec, registry
@@ -145,9 +146,9 @@ def test_the_engine_sets_the_numbers_that_a_kernel_reads_under_these_names(spec)
 def test_no_kernel_has_a_branch_or_a_float64_operation(spec):
     """Literals and `if` statements are what would bring them in."""
     for kernel in _codegen.kernels(spec):
-        text = _codegen._cython_kernel(kernel)
+        text = cython.kernel_source(kernel)
         loops = re.findall(r"^cdef inline void \w+_span\(.*?\n\n\n", text, re.MULTILINE | re.DOTALL)
-        assert len(loops) == 1 + bool(kernel.states) + _codegen._is_coded(kernel)
+        assert len(loops) == 1 + bool(kernel.states) + cython.is_coded(kernel)
         for loop in loops:
             assert not re.search(r"\d\.\d|\bdouble\b", loop)
             assert not re.search(r"^\s+if ", loop, re.MULTILINE)
@@ -157,7 +158,7 @@ def test_no_kernel_has_a_branch_or_a_float64_operation(spec):
 def test_a_kernel_never_writes_the_gradient(spec):
     for kernel in _codegen.kernels(spec):
         assert "g" not in kernel.stored
-        assert not re.search(r"\bg_stream\[i\] =", _codegen._cython_kernel(kernel))
+        assert not re.search(r"\bg_stream\[i\] =", cython.kernel_source(kernel))
 
 
 def test_adam_and_adamw_are_one_rule():

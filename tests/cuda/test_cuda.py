@@ -22,7 +22,8 @@ except ImportError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 from fastopt import cuda
-from fastopt.backends.cuda import codegen, kernels, operations
+from fastopt._codegen import cuda as codegen
+from fastopt.backends.cuda import kernels, operations
 
 if operations.SIMULATED:
     pytest.skip("the simulator compiles nothing", allow_module_level=True)

@@ -21,8 +21,9 @@ from typing import Any
 from numba import cuda
 
 from fastopt import _codegen, _formats
+from fastopt._codegen import cuda as codegen
 from fastopt._info import __version__
-from fastopt.backends.cuda import codegen, memory, stages
+from fastopt.backends.cuda import memory, stages
 from fastopt.backends.cuda.operations import SIMULATED
 from fastopt.rules.registry import registry
 from fastopt.rules.spec import Spec

@@ -27,9 +27,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastopt import _formats
+from fastopt._codegen import cuda as codegen
 from fastopt._core import refusals
 from fastopt._core.options import ACCUMULATED
-from fastopt.backends.cuda import codegen, kernels, layout, memory
+from fastopt.backends.cuda import kernels, layout, memory
 from fastopt.backends.cuda.sums import Given, Sums
 from fastopt.rules import gradient_stage, host_scalars
 

@@ -1,6 +1,6 @@
 """What surrounds a rule on the device, the same for all: segments, gradients, averages, copies, norms, decisions.
 
-Here are device functions and the texts' hand-written kernels; `fastopt.backends.cuda.codegen` generates the others.
+Here are device functions and the texts' hand-written kernels; `fastopt._codegen.cuda` generates the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rule text -> kernel text for Numba CUDA: what `fastopt._codegen` does for Cython, at run time.
+"""Rule text -> kernel text for Numba CUDA, at run time. Imported by the CUDA backend alone.
 
 A kernel walks over tiles of segments (see `fastopt.backends.cuda.layout`); a thread takes four neighbours at a time, so
 the rule's text stands there four times. What surrounds the rule is in `fastopt.backends.cuda.stages`, but for sums of
@@ -12,8 +12,7 @@ import copy
 import textwrap
 from collections.abc import Callable, Iterable
 
-from fastopt import _codegen
-from fastopt._codegen import Function, Kernel
+from fastopt._codegen.language import Function, Kernel, RuleError
 from fastopt.backends.cuda import layout
 from fastopt.rules.spec import Spec
 
@@ -366,7 +365,7 @@ def trust_hypers(spec: Spec) -> tuple[str, ...]:
     if spec.trust == "update":
         names = ["lr", *names]
     if len(names) > layout.MAX_TRUST_HYPERS:
-        raise _codegen.RuleError(f"{spec.name}: more hyperparameters in trust_ratio than layout.py allows")
+        raise RuleError(f"{spec.name}: more hyperparameters in trust_ratio than layout.py allows")
     return tuple(dict.fromkeys(names))
 
 
