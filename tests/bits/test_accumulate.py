@@ -1,9 +1,9 @@
 """Micro-batches: gradients added up by `accumulate`, used and cleared by a step without gradients, to the bit."""
 
 import copy
+import itertools
 import math
 import pickle
-import sys
 import threading
 import tracemalloc
 import weakref
@@ -16,6 +16,7 @@ from fastopt import backends
 from fastopt._arrays import allocation
 from fastopt.backends import compiled
 from tests.support.configs import DEFAULTS
+from tests.support.faults import interrupted
 from tests.support.oracle import assert_same_bits
 from tests.support.unfused import Unfused, as_bfloat16, decoded
 
@@ -404,40 +405,14 @@ def test_sums_that_cannot_be_allocated_change_nothing(error, monkeypatch):
     assert p[0].tolist() == [-2, -2]
 
 
-def interrupted(function, at):
-    """Call `function`, with a KeyboardInterrupt at bytecode number `at` of the package; whether it got that far."""
-    count = 0
-
-    def trace(frame, event, argument):
-        nonlocal count
-        if not frame.f_globals.get("__name__", "").startswith("fastopt"):
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode":
-            count += 1
-            if count == at:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
 @pytest.mark.parametrize(
     ("operation", "n_before", "n_after"),
     [("accumulate", 0, 1), ("accumulate", 1, 2), ("step", 2, 0), ("step with options", 2, 0), ("discard", 2, 0)],
 )
 @BACKENDS
-def test_an_interrupted_operation_happened_or_did_not(backend, operation, n_before, n_after):
-    at = 1
-    while True:
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.exhaustive), 17])
+def test_an_interrupted_operation_happened_or_did_not(backend, operation, n_before, n_after, every):
+    for at in itertools.count(step=every):
         p = [np.zeros(2, F32), np.zeros(3, F32)]
         g = [np.ones(2, F32), np.ones(3, np.float16)]
         optimizer = fastopt.SGD(p, lr=1.0, backend=backend)
@@ -459,7 +434,6 @@ def test_an_interrupted_operation_happened_or_did_not(backend, operation, n_befo
         assert [q.tolist() for q in p] == [[-applied - n] * 2, [-applied - n] * 3]
         if not was_interrupted:
             break
-        at += 1
     assert n == n_after
     assert at > 10
 

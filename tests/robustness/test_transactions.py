@@ -19,16 +19,23 @@ CASES = [(name, kind, "cpu") for name, kind in operations.CASES]
 CASES += [(name, kind, "reference") for name, kind in operations.CASES if name in OF_THE_BACKEND]
 
 
+def each(n):
+    """Every fault, or in the default tier every `n`-th."""
+    return pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.exhaustive), n])
+
+
 @pytest.mark.covering(1)
 @pytest.mark.parametrize(("name", "kind", "backend"), CASES)
-def test_an_interrupt_at_any_bytecode_leaves_all_as_before_or_as_after(name, kind, backend):
-    assert operations.Expected(name, kind, backend).survives(interrupted) > 10
+@each(23)
+def test_an_interrupt_at_any_bytecode_leaves_all_as_before_or_as_after(name, kind, backend, every):
+    assert operations.Expected(name, kind, backend).survives(interrupted, every) > 10
 
 
 @pytest.mark.covering(1)
 @pytest.mark.parametrize(("name", "kind", "backend"), [case for case in CASES if case[0] != "update, refused"])
-def test_a_failure_of_any_allocation_leaves_all_as_before_or_as_after(name, kind, backend):
-    assert starve(name, kind, backend) > 5
+@each(5)
+def test_a_failure_of_any_allocation_leaves_all_as_before_or_as_after(name, kind, backend, every):
+    assert starve(name, kind, backend, every) > 5
 
 
 class Unmapped:
@@ -56,6 +63,7 @@ class Unmapped:
         return next(count) > number
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOMEM, "out of memory"), MemoryError()], ids=["OSError", "MemoryError"]
 )

@@ -1,6 +1,6 @@
 """Faults to inject into a call: an interrupt at any of its bytecodes, a failure of any of its allocations.
 
-Run as a script in a process whose allocations can fail, it lets every one of an operation's fail in turn. Also here:
+Run as a script in a process whose allocations can fail, it lets those of an operation fail in turn. Also here:
 a process of its own for a test that may crash or run out of memory.
 """
 
@@ -68,11 +68,11 @@ def failing_malloc():
     return library
 
 
-def starve(name, kind, backend):
-    """Let every allocation of an operation fail in turn, in a process of its own; return how many there were."""
+def starve(name, kind, backend, every=1):
+    """Let each allocation of an operation, or one of `every`, fail in a process of its own; return their number."""
     library = failing_malloc()
     environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONMALLOC": "malloc"}
-    return int(_run(["-m", "tests.support.faults", str(library), name, kind, backend], environment))
+    return int(_run(["-m", "tests.support.faults", str(library), name, kind, backend, str(every)], environment))
 
 
 class _Malloc:
@@ -128,4 +128,4 @@ if __name__ == "__main__":
     # through NULL): there only allocations of the size of arrays fail.
     malloc = _Malloc(sys.argv[1], at_least=0 if sys.argv[4] == "cpu" else 100)
     malloc.starved(lambda: None, 0)
-    print(operations.Expected(*sys.argv[2:]).survives(malloc.starved))
+    print(operations.Expected(*sys.argv[2:5]).survives(malloc.starved, every=int(sys.argv[5])))

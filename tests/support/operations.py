@@ -413,17 +413,18 @@ class Expected:
             assert found == later, f"{fault}, then a step: {differences(found or {}, later or {})} differ"
         return is_before
 
-    def survives(self, inject):
-        """Run the operation with every fault that `inject(call, number)` can bring about, until it says there is none.
+    def survives(self, inject, every=1):
+        """Run the operation with each fault, or one of `every`, that `inject(call, number)` can bring about.
 
         Each time all that can be seen must be as before the operation or as after it, and every seventh time it is
         used. An optimizer that is as before is kept for the next fault: damage that cannot be seen adds up.
         """
         scene, operate = self.prepare()
-        for number in itertools.count():
+        for turn in itertools.count():
+            number = turn * every
             came_so_far = inject(functools.partial(operate, scene), number)
-            use = not came_so_far or number % 7 == 0
-            is_before = self.check(scene, operate, f"fault {number}", use, again=number % 2 == 0)
+            use = not came_so_far or turn % 7 == 0
+            is_before = self.check(scene, operate, f"fault {number}", use, again=turn % 2 == 0)
             if not came_so_far:
                 assert not is_before or self.before == self.after
                 return number

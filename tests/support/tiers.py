@@ -32,11 +32,11 @@ def values(item, each=None):
 
 
 def mark_exhaustive(items):
-    """Mark what the default tier leaves out of every test that is marked `covering`."""
+    """Mark what the default tier leaves out of tests marked `covering`; what is marked already covers nothing."""
     products = {}
     for item in items:
         marker = item.get_closest_marker("covering")
-        if marker is not None:
+        if marker is not None and item.get_closest_marker("exhaustive") is None:
             products.setdefault((item.parent, item.originalname), []).append(item)
     for product in products.values():
         marker = product[0].get_closest_marker("covering")
