@@ -22,6 +22,7 @@ def run(page):
 
 def test_the_readmes_example_steps_on_the_device():
     left = run("README.md")
+    assert left["opt"].backend == "cuda"
     assert left["info"].grad_norm == pytest.approx(1000**0.5)
     np.testing.assert_allclose(left["w"].copy_to_host(), -1e-3, rtol=1e-4)
 

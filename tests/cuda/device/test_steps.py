@@ -5,8 +5,6 @@ On a GPU (`pytest -m gpu`), or where there is none in Numba's simulator.
 
 import itertools
 import math
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,18 +186,6 @@ def test_nothing_happens_without_a_gradient_or_an_element():
     assert info.grad_norm == 0.0
     opt.step([on_device(np.zeros(3, np.float32)), on_device(np.ones((0, 4), np.float32))])
     same(p, np.ones(3, np.float32), "p")
-
-
-def test_the_example_of_the_readme_runs():
-    readme = Path(__file__).resolve().parents[3] / "README.md"
-    if not readme.exists():
-        pytest.skip("no README beside these tests")
-    (block,) = re.findall(r"```py\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
-    names = {"np": np, "fastopt": fastopt}
-    exec(compile(block, "README.md", "exec"), names)
-    assert names["opt"].backend == "cuda"
-    assert names["info"].applied
-    same(names["host"].ema[0], names["opt"].ema[0], "averages")
 
 
 def test_a_flat_buffer_is_one_segment():
