@@ -30,7 +30,7 @@ class BuildKernels(build_ext):
         from Cython.Build import cythonize
 
         GENERATED.mkdir(parents=True, exist_ok=True)
-        texts = {"stage_positions.h": _codegen.stage_positions()}
+        texts = {"gradient_stage.pxi": _codegen.gradient_stage_source()}
         for row in for_this_machine():
             texts[f"{row.module}.pyx"] = _codegen.cython_source(
                 registry.values(), Path("kernels", "kernels.pyx.in"), row.name
@@ -49,7 +49,11 @@ class BuildKernels(build_ext):
                 if path.suffix in (".h", ".pxd") or (is_engine and path.suffix == ".pxi")
             ]
         made = cythonize(
-            self.extensions, include_path=["kernels"], build_dir=str(GENERATED), language_level=3, quiet=True
+            self.extensions,
+            include_path=["kernels", str(GENERATED)],
+            build_dir=str(GENERATED),
+            language_level=3,
+            quiet=True,
         )
         for extension, cythonized in zip(self.extensions, made, strict=True):
             extension.sources = cythonized.sources

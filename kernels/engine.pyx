@@ -59,13 +59,6 @@ cdef object ACCUMULATED = accumulated
 cdef extern from "Python.h":
     void Py_SET_SIZE(object, Py_ssize_t)
 
-# Generated from fastopt/rules/gradient_stage.py: where the gradient stage's numbers stand among those of a kernel.
-cdef extern from "stage_positions.h":
-    enum: SCALAR_GRAD_SCALE
-    enum: SCALAR_CLIP_COEFFICIENT
-    enum: SCALAR_TRUST
-    enum: HYPER_LR
-
 cdef extern from "prefetch.h":
     enum: FAR_DISTANCE
     enum: NEAR_DISTANCE
@@ -89,6 +82,10 @@ cdef extern from "cpu_features.h":
         const char* name
         bint supported
     int cpu_features(cpu_feature*) noexcept nogil
+
+# Generated from fastopt/rules/gradient_stage.py: clip_coefficient, clip_factors, and where the gradient stage's numbers
+# stand among those of a kernel (SCALAR_..., HYPER_...).
+include "gradient_stage.pxi"
 
 TILE = TILE_ELEMENTS
 """Elements of one call of a kernel. Threads own whole tiles of a tensor."""
@@ -124,7 +121,6 @@ cdef enum:
 
 OPENMP = bool(HAVE_OPENMP)
 
-cdef double SMALLEST_NORMAL = 1.1754943508222875e-38  # of float32
 cdef int64_t MAX_STEP = 1 << 53  # exact in float64
 
 cdef Py_ssize_t serial_below = 32768

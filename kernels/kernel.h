@@ -62,8 +62,10 @@ typedef struct {
     /* a float32 in two halves: bfloat16, rounded, and the 16 bits that it lacks */
     void (*join)(const unsigned short *high, const unsigned short *low, float *to, ptrdiff_t n);
     void (*split)(const float *from, unsigned short *high, unsigned short *low, ptrdiff_t n);
-    /* to = min(max(coefficient * (scale * from), -value), value); from may be to */
-    void (*clip)(const float *from, float *to, ptrdiff_t n, float scale, float coefficient, float value);
+    /* `scale` and `clamp` of the gradient stage (fastopt/rules/gradient_stage.py); from may be to */
+    void (*clip)(
+        const float *from, float *to, ptrdiff_t n, float grad_scale, float clip_coefficient, float clip_value
+    );
     /* p = p - size * update */
     void (*apply)(float *p, const float *update, ptrdiff_t n, float size);
     /* ema = decay * ema + weight * p */

@@ -276,14 +276,7 @@ cdef class Plan:
             norm = gradient_norm(self, grad_scale, n_threads)
         applied = not (skip_nonfinite and not isfinite(norm))
         if max_norm is not None and not isinf(<double>max_norm):
-            coefficient = <double>max_norm / (norm + 1e-6)
-            if coefficient > 1.0:  # NaN stays NaN
-                coefficient = 1.0
-            if 0.0 < coefficient < SMALLEST_NORMAL:
-                # Kernels flush subnormal numbers to zero, which would zero every gradient. Moving a factor of 2**64
-                # from the coefficient to the scale is exact and keeps their product.
-                coefficient *= 18446744073709551616.0
-                grad_scale /= 18446744073709551616.0
+            clip_factors(grad_scale, clip_coefficient(norm, max_norm), &grad_scale, &coefficient)
         self.pipeline.grad_scale = <float>grad_scale
         self.pipeline.clip_coefficient = <float>coefficient
         self.pipeline.clip_value = <float>(<double>clip_value) if self.pipeline.clips else INFINITY

@@ -12,7 +12,7 @@ import copy
 import textwrap
 from collections.abc import Callable, Iterable
 
-from fastopt._codegen.language import Function, Kernel, RuleError
+from fastopt._codegen.language import Function, Kernel, RuleError, clip, returned_scalars
 from fastopt.backends.cuda import layout
 from fastopt.rules.spec import Spec
 
@@ -265,7 +265,7 @@ def sum_source(what: str) -> str:
 
     finish = {
         "gradients": "mul(scale, {})",
-        "clipped_gradients": "minimum(maximum(mul(coefficient, mul(scale, {})), neg(bound)), bound)",
+        "clipped_gradients": "clip({}, scale, coefficient, bound)",
     }.get(what, "{}")
     start, loads = [], []
     if what.endswith("gradients"):
@@ -320,6 +320,44 @@ def sum_{what}(table, numbers, n_segments, n_blocks, sums):
 """
 
 
+def _host_statements(function: Function, renamed: dict[str, str]) -> tuple[list[str], list[str]]:
+    """The body of a host function with its arguments `renamed`, in float64; and the expressions that it returns."""
+    names = dict(renamed)
+    statements = []
+    for statement in function.body[:-1]:
+        target = function.target(statement)
+        assert isinstance(statement, ast.Assign)
+        statements.append(f"local_{target} = {_device(statement.value, names, '64')}")
+        names[target] = f"local_{target}"
+    last = function.body[-1]
+    assert isinstance(last, ast.Return)
+    assert last.value is not None
+    returned = returned_scalars(function).values() if isinstance(last.value, ast.Call) else [last.value]
+    return statements, [_device(value, names, "64") for value in returned]
+
+
+def clip_source() -> str:
+    """The device function `clip`: what clipping by value does to an element of a gradient."""
+    lines = [f"{assignment.name} = {_device(assignment.expression, {})}" for assignment in clip()]
+    return f"""
+@device("float32(float32, float32, float32, float32)")
+def clip(g, grad_scale, clip_coefficient, clip_value):
+{_indented([*lines, "return g"], 4)}
+"""
+
+
+def host_function_source(made_from: Callable) -> str:
+    """A host function of the gradient stage as a device function, which returns a number or a tuple of numbers."""
+    function = Function.parse(made_from)
+    statements, returned = _host_statements(function, {})
+    result = "float64" if len(returned) == 1 else f"UniTuple(float64, {len(returned)})"
+    return f"""
+@device("{result}({", ".join(["float64"] * len(function.arguments))})")
+def {made_from.__name__}({", ".join(function.arguments)}):
+{_indented([*statements, f"return {', '.join(returned)}"], 4)}
+"""
+
+
 def trust_source(spec: Spec) -> str:
     """The kernel that turns norms into trust ratios, a warp for each segment."""
     function = Function.parse(spec.cls.trust_ratio)
@@ -329,16 +367,8 @@ def trust_source(spec: Spec) -> str:
     for k, name in enumerate(taken):
         renamed[name] = f"hyper_{name}"
         loads.append(f"hyper_{name} = load_f64(hypers + {8 * k})")
-    statements = []
-    for statement in function.body[:-1]:
-        target = function.target(statement)
-        assert isinstance(statement, ast.Assign)
-        statements.append(f"local_{target} = {_device(statement.value, renamed, '64')}")
-        renamed[target] = f"local_{target}"
-    last = function.body[-1]
-    assert isinstance(last, ast.Return)
-    assert last.value is not None
-    statements.append(f"ratio = {_device(last.value, renamed, '64')}")
+    statements, (ratio,) = _host_statements(function, renamed)
+    statements.append(f"ratio = {ratio}")
     if spec.trust == "update":
         statements.append("ratio = mul64(hyper_lr, ratio)")
     return f"""

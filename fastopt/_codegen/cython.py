@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fastopt._codegen import host_functions
-from fastopt._codegen.language import Kernel, RuleError, kernels
+from fastopt._codegen.language import Assignment, Kernel, RuleError, clip, kernels
 from fastopt.rules.spec import Spec
 
 
@@ -82,7 +82,7 @@ def _float32_tile(kernel: Kernel) -> str:
     arguments += ["Py_ssize_t n", *(f"float {name}" for name in kernel.used_scalars)]
     values = ", ".join([*kernel.streams, *kernel.temporaries])
     body = [f"{name} = {name}_stream[i]" for name in kernel.loaded]
-    body += [f"{a.name} = {_cython(a.expression, _ToCython)}" for a in kernel.body]
+    body += _statements(kernel.body)
     body += [f"{name}_stream[i] = {name}" for name in kernel.stored]
     unpack = ["cdef stream p_stream = p", "cdef stream g_stream = <stream>g"]
     unpack += [f"cdef stream {name}_stream = <stream>states[{k}] + start" for k, name in enumerate(kernel.streams[2:])]
@@ -126,7 +126,7 @@ def _bfloat16_tile(kernel: Kernel) -> str:
     values = ", ".join([*kernel.streams, *kernel.temporaries])
     body = [f"{stream} = {stream}_stream[i]" for stream in ("p", "g")]
     body += [f"{state} = bfloat16_to_f32({state}_stream[i])" for state in kernel.states]
-    body += [f"{a.name} = {_cython(a.expression, _ToCython)}" for a in kernel.body]
+    body += _statements(kernel.body)
     body += [f"{stream}_stream[i] = {stream}" for stream in kernel.stored if stream not in kernel.states]
     body += [
         f"{state}_stream[i] = f32_to_bfloat16_dithered({state}, lanes[i] ^ {state}_random)" for state in kernel.states
@@ -202,7 +202,7 @@ def _coded_tile(kernel: Kernel) -> str:
         for state in kernel.states:
             decode = "decode_signed" if is_signed[state] else "decode_unsigned"
             body += [f"{state} = {decode}({state}_word, {j}, {state}_code, masks)"]
-        body += [f"{a.name} = {_cython(a.expression, _ToCython)}" for a in kernel.body]
+        body += _statements(kernel.body)
         body += [f"{stream}_stream[{at}] = {stream}" for stream in kernel.stored]
         for state in kernel.states:
             if is_signed[state]:
@@ -257,6 +257,10 @@ cdef void {name}_tile(
 """
 
 
+def _statements(assignments: Iterable[Assignment]) -> list[str]:
+    return [f"{assignment.name} = {_cython(assignment.expression, _ToCython)}" for assignment in assignments]
+
+
 def cython_source(specs: Iterable[Spec], template: Path, isa: str) -> str:
     """Text of the Cython module that holds the kernels of `specs`, from the template in `kernels/`."""
     text: list[str] = []
@@ -277,4 +281,12 @@ def cython_source(specs: Iterable[Spec], template: Path, isa: str) -> str:
                 f"    {spec.rule_name}_scalars, {trust}, {kernel.states!r}, {len(kernel.scalars)},\n)"
             )
     source = template.read_text(encoding="utf-8")
-    return source.replace("{{isa}}", isa).replace("{{kernels}}", "\n".join(text)).replace("{{table}}", "\n".join(table))
+    filled = {
+        "isa": isa,
+        "clip": _indented(_statements(clip()), 8).lstrip(),
+        "kernels": "\n".join(text),
+        "table": "\n".join(table),
+    }
+    for name, made in filled.items():
+        source = source.replace("{{" + name + "}}", made)
+    return source

@@ -27,7 +27,8 @@ def _host_statements(
 ) -> tuple[list[str], Callable[[ast.expr], str]]:
     """The body of a host function but its return, in Cython; and a translator of expressions in its names.
 
-    `inputs` says where its arguments come from; their local names get `prefix`.
+    `inputs` says where its arguments come from: an argument without a source is a parameter of the same name. Local
+    names get `prefix`.
     """
     lines = []
     declared = set()
@@ -123,3 +124,26 @@ def _double(expression: ast.expr, renamed: Mapping[str, str]) -> str:
         if isinstance(node, ast.Name):
             node.id = renamed.get(node.id, node.id)
     return ast.unparse(_ToCythonDouble().visit(copy))
+
+
+def cython_host_function(made_from: Callable) -> str:
+    """A function of the gradient stage that returns a number, or writes the numbers that it returns into `new_...`."""
+    function = Function.parse(made_from)
+    lines, translate = _host_statements(function, {name: [] for name in function.arguments}, "")
+    parameters = [f"double {name}" for name in function.arguments]
+    last = function.body[-1]
+    assert isinstance(last, ast.Return)
+    if isinstance(last.value, ast.Call):
+        returned, result = returned_scalars(function), "void"
+        parameters += [f"double* new_{name}" for name in returned]
+        lines += [f"new_{name}[0] = {translate(value)}" for name, value in returned.items()]
+    else:
+        assert last.value is not None
+        result = "double"
+        lines.append(f"return {translate(last.value)}")
+    return f"""
+cdef inline {result} {made_from.__name__}(
+    {", ".join(parameters)}
+) noexcept nogil:
+{textwrap.indent(chr(10).join(lines), " " * 4)}
+"""

@@ -201,7 +201,8 @@ def kernels(spec: Spec) -> list[Kernel]:
     regularizable = "weight_decay" in spec.hypers or "l1" in spec.hypers
     for regularized, flags in itertools.product((False, True)[: 1 + regularizable], spec.flag_choices()):
         stage_flags = {"regularized": regularized, "trusted": spec.trust == "gradient"}
-        body = specialise(stage, stage_flags, ["p", "g"])
+        body = specialise(Function.parse(gradient_stage.scale), {}, ["g"])
+        body += specialise(stage, stage_flags, ["p", "g"])
         if spec.trust == "update":
             body += specialise(Function.parse(gradient_stage.before_update), {}, ["p", "weight"])
         body += specialise(rule, {**spec.fixed_flags, **flags}, expected)
@@ -220,6 +221,12 @@ def kernels(spec: Spec) -> list[Kernel]:
         kinds = tuple(spec.kinds[state] for state in states)
         found.setdefault(text, Kernel(name, states, kinds, scalars, tuple(body), spec.trust == "update"))
     return list(found.values())
+
+
+def clip() -> list[Assignment]:
+    """What clipping by value does to an element of a gradient, in steps that ask for it: scaling it comes first."""
+    functions: tuple[Callable, ...] = (gradient_stage.scale, gradient_stage.clamp)
+    return [made for function in functions for made in specialise(Function.parse(function), {}, ["g"])]
 
 
 def specialise(function: Function, flags: Mapping[str, bool], returned: list[str]) -> list[Assignment]:

@@ -121,7 +121,7 @@ class _Plan:
                 norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for _, g in scaled))
             applied = not skip_nonfinite or math.isfinite(norm or 0.0)
             if max_norm is not None and norm is not None and not math.isinf(max_norm):
-                coefficient = np.minimum(np.float64(max_norm) / (norm + 1e-6), 1.0)
+                coefficient = np.float64(gradient_stage.clip_coefficient(norm, max_norm))
                 scaled = [(position, (g * coefficient).astype(np.float32)) for position, g in scaled]
             if clip_value is not None:
                 scaled = [(position, np.clip(g, -clip_value, clip_value)) for position, g in scaled]

@@ -1,13 +1,14 @@
 """The gradient stage: what happens to every gradient before any rule sees it, written as a rule.
 
-The generator puts its text in front of each rule's, so every optimizer has gradient scaling, clipping by
-norm, maximize, weight decay in both forms and L1 regularisation without a line of its own. The stages
-that work on tiles (element-wise clipping, low precision, moving average) are in `kernels/`.
+The generators put its text in front of each rule's, so every optimizer has gradient scaling, clipping, maximize, weight
+decay in both forms and L1 regularisation without a line of its own. Functions of one element are in the rule language;
+`scalars`, `clip_coefficient` and `clip_factors` are computed on the host, or by one thread of a GPU, in float64. What a
+step does beside (low precision, moving average, norms) is in `kernels/`.
 """
 
 from __future__ import annotations
 
-from fastopt.rules.functions import sign
+from fastopt.rules.functions import maximum, minimum, sign
 
 
 def scalars(lr, weight_decay, decoupled, inside, l1, maximize):
@@ -27,13 +28,41 @@ def scalars(lr, weight_decay, decoupled, inside, l1, maximize):
     )
 
 
-def rule(p, g, grad_scale, clip_coefficient, trust, decay, l2, l1, *, regularized, trusted):
-    """Multiplication by 1 changes no bit; a zero times an infinite p would, hence the flag.
+def clip_coefficient(norm, max_norm):
+    """What gradients of this global norm are multiplied by so that it becomes at most `max_norm`; NaN for NaN."""
+    coefficient = max_norm / (norm + 1e-6)
+    return 1 if coefficient > 1 else coefficient
+
+
+def clip_factors(grad_scale, clip_coefficient):
+    """The two factors of `scale`, such that float32 holds both, with the same product.
+
+    Kernels flush subnormal numbers to zero, and a coefficient of zero would zero every gradient. Moving a factor of
+    2**64 from a coefficient below 2**-126 to the scale is exact.
+    """
+    moved = 18446744073709551616.0 if clip_coefficient < 1.1754943508222875e-38 else 1
+    moved = moved if clip_coefficient > 0 else 1
+    return dict(grad_scale=grad_scale / moved, clip_coefficient=clip_coefficient * moved)
+
+
+def scale(g, grad_scale, clip_coefficient):
+    """The first thing that happens to a gradient; multiplication by 1 changes no bit."""
+    g = clip_coefficient * (grad_scale * g)
+    return g
+
+
+def clamp(g, clip_value):
+    """Clipping by value, between `scale` and `rule`, in steps that ask for it."""
+    g = minimum(maximum(g, -clip_value), clip_value)
+    return g
+
+
+def rule(p, g, trust, decay, l2, l1, *, regularized, trusted):
+    """Regularization, and the trust ratio of a tensor. Zero times an infinite p would be NaN, hence the flag.
 
     The decay is subtracted: rounded to float32, the factor 1 - lr * weight_decay is 0.14% off the decay at AdamW's
     defaults, always in the same direction.
     """
-    g = clip_coefficient * (grad_scale * g)
     if regularized:
         g = g + l2 * p + l1 * sign(p)
         p = p - decay * p

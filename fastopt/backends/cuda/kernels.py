@@ -54,6 +54,7 @@ def _origin() -> bytes:
     digest = hashlib.sha256(f"{__version__} {sys.version} {_version('numba-cuda')} {_version('numba')}".encode())
     for module in ("codecs", "kernels", "layout", "operations", "stages"):
         digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+    digest.update("".join(stages.TEXTS).encode())
     return digest.digest()
 
 

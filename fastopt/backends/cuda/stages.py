@@ -5,9 +5,12 @@ Here are device functions and the texts' hand-written kernels; `fastopt._codegen
 
 from __future__ import annotations
 
+from typing import Any
+
 from numba import cuda
 
-from fastopt.backends.cuda import layout
+from fastopt._codegen import cuda as codegen
+from fastopt.backends.cuda import layout, operations
 from fastopt.backends.cuda.codecs import (
     f32_of_stored,
     read4,
@@ -56,7 +59,6 @@ from fastopt.backends.cuda.operations import (
     add,
     add64,
     device,
-    div64,
     flush,
     from_bits,
     int32,
@@ -65,12 +67,9 @@ from fastopt.backends.cuda.operations import (
     load_f64,
     load_i32,
     load_i64,
-    maximum,
-    minimum,
     mul,
     mul64,
     narrowed,
-    neg,
     shuffle_f64,
     sqrt64,
     store_f32,
@@ -81,6 +80,7 @@ from fastopt.backends.cuda.operations import (
     widened,
 )
 from fastopt.backends.cuda.operations import float64 as as_float64
+from fastopt.rules import gradient_stage
 
 # --- Segments
 
@@ -118,18 +118,36 @@ def scalars_of(segment, numbers):
 # --- Gradients
 
 
-@device("float32(int64, float32)")
-def clip(numbers, g):
-    scaled = mul(load_f32(numbers + COEFFICIENT), mul(load_f32(numbers + SCALE), g))
-    bound = load_f32(numbers + CLIP_VALUE)
-    return minimum(maximum(scaled, neg(bound)), bound)
+def _defined(text: str) -> Any:
+    """The device function that a generated text defines."""
+    scope = dict(vars(operations))
+    before = set(scope)
+    exec(text, scope)
+    (name,) = scope.keys() - before - {"__builtins__"}
+    return scope[name]
+
+
+TEXTS = (
+    codegen.clip_source(),
+    codegen.host_function_source(gradient_stage.clip_coefficient),
+    codegen.host_function_source(gradient_stage.clip_factors),
+)
+"""Generated device functions: the gradient stage's."""
+clip, clip_coefficient, clip_factors = map(_defined, TEXTS)
 
 
 @device("UniTuple(float32, 4)(int64, float32, float32, float32, float32)")
 def clip4(numbers, a, b, c, d):
     """Gradients as the rule takes them: clamped, if asked."""
     if load_i32(numbers + CLIPS) != 0:
-        return clip(numbers, a), clip(numbers, b), clip(numbers, c), clip(numbers, d)
+        scale, coefficient = load_f32(numbers + SCALE), load_f32(numbers + COEFFICIENT)
+        bound = load_f32(numbers + CLIP_VALUE)
+        return (
+            clip(a, scale, coefficient, bound),
+            clip(b, scale, coefficient, bound),
+            clip(c, scale, coefficient, bound),
+            clip(d, scale, coefficient, bound),
+        )
     return a, b, c, d
 
 
@@ -326,12 +344,7 @@ def decide(numbers, control, n_blocks, sums):
         scale = load_f64(numbers + GRAD_SCALE)
         coefficient = as_float64(1)
         if load_i32(numbers + LIMITS) != 0:
-            coefficient = div64(load_f64(numbers + MAX_NORM), add64(norm, 1e-6))
-            if coefficient > 1.0:  # NaN stays NaN
-                coefficient = as_float64(1)
-            if coefficient > 0.0 and coefficient < 1.1754943508222875e-38:  # float32 would count it as zero
-                coefficient = mul64(coefficient, 18446744073709551616.0)  # 2^64, and below 2^-64
-                scale = mul64(scale, 5.421010862427522e-20)
+            scale, coefficient = clip_factors(scale, clip_coefficient(norm, load_f64(numbers + MAX_NORM)))
         store_f32(numbers + SCALE, narrowed(scale))
         store_f32(numbers + COEFFICIENT, narrowed(coefficient))
         if load_i32(numbers + SKIPS) != 0:
