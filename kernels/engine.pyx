@@ -49,7 +49,7 @@ import weakref
 import numpy
 
 from fastopt import _messages
-from fastopt._core import refusals
+from fastopt._core import groups, refusals
 from fastopt._core.options import ACCUMULATED as accumulated
 
 cnp.import_array()

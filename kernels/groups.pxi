@@ -35,7 +35,7 @@ cdef bint group_is_unchanged(Plan plan, Py_ssize_t k):
 cdef int read_group(Plan plan, Py_ssize_t k) except -1:
     cdef Group* group = &plan.groups[k]
     cdef list values = []
-    name, hyper = plan.optimizer()._read_group(k)
+    name, hyper = groups.read_group(plan.optimizer(), k)
     live = plan.group_dicts[k]
     plan.group_values[k] = None  # until all of it is here
     if plan.kernels is not None:

@@ -56,9 +56,7 @@ cdef class Plan:
     Parameters
     ----------
     optimizer
-        What the plan reads: `_tensors` (a list of `Tensor`), `_groups` (a tuple of the dicts in the live list
-        `param_groups`), `_guard`, `_ranges` (the memory that a step writes), `_structure`, and `_read_group(k)`, which
-        validates the hyperparameters of group k and returns the kernel's name and its float64 hyperparameters.
+        A `fastopt._core.record.Record`.
     kernels : dict or None
         A kernel module's KERNELS; None when another backend computes and only `gather` is wanted.
     stages : capsule or None

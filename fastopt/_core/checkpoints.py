@@ -6,38 +6,24 @@ import itertools
 import math
 import numbers
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fastopt import _formats, backends
 from fastopt._arrays.checks import check_array
 from fastopt._arrays.kinds import is_array
-from fastopt._arrays.types import Array
-from fastopt._core import planning, tensors
+from fastopt._core import planning, refusals, tensors
 from fastopt._core.groups import KEPT_FOR_OTHERS, OF_TORCH, check_grouping
 from fastopt._core.options import check_seed
+from fastopt._core.record import Loaded, Record
 from fastopt._core.tensors import scale_name
 from fastopt._messages import describe, few
 
-if TYPE_CHECKING:
-    from fastopt._core.optimizer import Optimizer
 
-
-class Loaded(NamedTuple):
-    """What a state dict holds for one parameter."""
-
-    entry: Mapping[str, Any]
-    """Step, running scalars and states, as the optimizer keeps them."""
-    average: Array | None
-    low: np.ndarray | None
-    offset: int | None
-    """Index for the rounding of its first element."""
-
-
-def saved(optimizer: Optimizer) -> dict[str, Any]:
+def saved(optimizer: Record) -> dict[str, Any]:
     """See `state_dict`."""
-    optimizer._check_nothing_pending("state_dict()")
+    refusals.check_nothing_pending(optimizer, "state_dict()")
     check_grouping(optimizer)
     optimizer._settle()
     fetch = optimizer._arrays.fetch
@@ -87,10 +73,10 @@ def saved(optimizer: Optimizer) -> dict[str, Any]:
     return saved
 
 
-def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
+def load(optimizer: Record, state_dict: Mapping[str, Any]) -> None:
     """See `Optimizer.load_state_dict`."""
     name = type(optimizer).__name__
-    optimizer._check_nothing_pending("load_state_dict()")
+    refusals.check_nothing_pending(optimizer, "load_state_dict()")
     check_grouping(optimizer)
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"{name}: state_dict must be a dict, got {describe(state_dict)}")
@@ -185,7 +171,7 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
 
 
 def _note_plain(
-    optimizer: Optimizer,
+    optimizer: Record,
     changes: Any,
     matched: list[tuple[Any, Any]],
     state_dict: Mapping[str, Any],
@@ -257,7 +243,7 @@ def _own(loaded: Loaded) -> Loaded:
     return Loaded({key: own(value) for key, value in entry.items()}, own(average), own(low), offset)
 
 
-def _apart(optimizer: Optimizer, checked: list[tuple[Any, Loaded]]) -> list[tuple[Any, Loaded]]:
+def _apart(optimizer: Record, checked: list[tuple[Any, Loaded]]) -> list[tuple[Any, Loaded]]:
     """The same with copies of the arrays that are the optimizer's own, which loading would overwrite."""
     if not checked:
         return []
@@ -273,7 +259,7 @@ def _apart(optimizer: Optimizer, checked: list[tuple[Any, Loaded]]) -> list[tupl
     ]
 
 
-def _kept(optimizer: Optimizer, state_dict: Mapping[str, Any], where: str, key: Any, what: str, may_lack: bool) -> Any:
+def _kept(optimizer: Record, state_dict: Mapping[str, Any], where: str, key: Any, what: str, may_lack: bool) -> Any:
     """What the state dict keeps under `where` for the parameter `key`, or None where it keeps none for any.
 
     For a parameter that is not here yet it may lack one (`may_lack`).
@@ -286,7 +272,7 @@ def _kept(optimizer: Optimizer, state_dict: Mapping[str, Any], where: str, key: 
     return kept
 
 
-def _offset(optimizer: Optimizer, offsets: Mapping[Any, Any], key: Any) -> int | None:
+def _offset(optimizer: Record, offsets: Mapping[Any, Any], key: Any) -> int | None:
     """Index of the first element of parameter `key` for the rounding, if the state dict tells."""
     offset = offsets.get(key)
     if offset is not None and (isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < 2**62):
@@ -295,7 +281,7 @@ def _offset(optimizer: Optimizer, offsets: Mapping[Any, Any], key: Any) -> int |
     return offset
 
 
-def check_beside(optimizer: Optimizer, loaded: Loaded, shape: tuple[int, ...], label: str) -> None:
+def check_beside(optimizer: Record, loaded: Loaded, shape: tuple[int, ...], label: str) -> None:
     """Raise unless average and lower half, if there are any, are for a parameter of `shape`."""
     name = type(optimizer).__name__
     if loaded.average is not None:
@@ -305,7 +291,7 @@ def check_beside(optimizer: Optimizer, loaded: Loaded, shape: tuple[int, ...], l
         check_array(loaded.low, what, shape=shape, dtypes=(np.uint16,), writable=False)
 
 
-def _hypers(optimizer: Optimizer, k: int, saved: Mapping[str, Any], ours: bool) -> dict[str, Any]:
+def _hypers(optimizer: Record, k: int, saved: Mapping[str, Any], ours: bool) -> dict[str, Any]:
     """The hyperparameters of saved group `k`, checked."""
     name = type(optimizer).__name__
     spec = optimizer.spec
@@ -332,7 +318,7 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _entry(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any) -> Mapping[str, Any]:
+def _entry(optimizer: Record, state_dict: Mapping[str, Any], key: Any) -> Mapping[str, Any]:
     """State of the parameter `key`, in fastopt's words: step, running scalars, arrays."""
     name = type(optimizer).__name__
     states = state_dict["state"]
@@ -350,7 +336,7 @@ def _entry(optimizer: Optimizer, state_dict: Mapping[str, Any], key: Any) -> Map
     converted = {
         key: value.item() if key in scalars and value.size == 1 else value
         for key, value in entry.items()
-        if key not in optimizer.derived_states
+        if key not in optimizer.spec.cls.derived_states
     }
     converted.setdefault("step", 1 if entry else 0)  # SGD counts no steps there; only the first is special
     return {**optimizer.spec.running, **converted}
@@ -362,7 +348,7 @@ def _on_host(value: Any) -> np.ndarray:
 
 
 def check_entry(
-    optimizer: Optimizer,
+    optimizer: Record,
     entry: Mapping[str, Any],
     shape: tuple[int, ...],
     values: Mapping[str, Any],
@@ -399,7 +385,7 @@ def check_entry(
 
 
 def as_kept(
-    optimizer: Optimizer, entry: Mapping[str, Any], state_dtype: str, shape: tuple[int, ...] | None, label: str
+    optimizer: Record, entry: Mapping[str, Any], state_dtype: str, shape: tuple[int, ...] | None, label: str
 ) -> Mapping[str, Any]:
     """`entry` with its arrays, of `state_dtype`, as the optimizer keeps them, if they are of `shape` (None: any)."""
     spec = optimizer.spec
@@ -427,7 +413,7 @@ def as_kept(
     return result
 
 
-def fill_new(optimizer: Optimizer, tensor: Any, loaded: Loaded, values: Mapping[str, Any]) -> None:
+def fill_new(optimizer: Record, tensor: Any, loaded: Loaded, values: Mapping[str, Any]) -> None:
     """Check a state that waited for its name, and fill with it a tensor that the optimizer does not have yet."""
     entry = check_entry(optimizer, loaded.entry, tensor.shape, values, tensor.label, optimizer.state_dtype)
     check_beside(optimizer, loaded, tensor.shape, tensor.label)
@@ -436,7 +422,7 @@ def fill_new(optimizer: Optimizer, tensor: Any, loaded: Loaded, values: Mapping[
     changes.publish()
 
 
-def _note(optimizer: Optimizer, changes: Any, tensor: Any, loaded: Loaded, values: Mapping[str, Any]) -> list[Any]:
+def _note(optimizer: Record, changes: Any, tensor: Any, loaded: Loaded, values: Mapping[str, Any]) -> list[Any]:
     """Note in `changes` what was loaded, and checked, for `tensor`; without an average the parameter itself is one.
 
     Returns the arrays that were made for states that the tensor did not have.
@@ -456,7 +442,7 @@ def _note(optimizer: Optimizer, changes: Any, tensor: Any, loaded: Loaded, value
     for name, array in states.items():
         codec = tensors.codec_of(optimizer, name)
         if name in entry:
-            codes, loaded_scales = entry[name], entry.get(scale_name(name))
+            codes, loaded_scales = entry[name], entry.get(scale_name(name), np.zeros(0, np.uint16))
         else:
             codes, loaded_scales = codec.encode(np.full(tensor.shape, spec.initial(name, values), np.float32))
         note(changes, array, codes)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastopt import backends
 from fastopt._arrays.kinds import is_any_array
 from fastopt._arrays.types import Array
+from fastopt._core.record import Record
 from fastopt._core.refusals import refuse_regrouping
 from fastopt._messages import describe, did_you_mean, few
 from fastopt.rules.host_scalars import kernel_and_hypers
-
-if TYPE_CHECKING:
-    from fastopt._core.optimizer import Optimizer
 
 KEPT_FOR_OTHERS = ("initial_lr",)
 """Keys of a param group that no kernel reads: learning rate schedulers keep them there."""
@@ -22,7 +20,7 @@ OF_TORCH = ("foreach", "fused", "capturable", "differentiable")
 
 
 def check_group(
-    optimizer: Optimizer, group: Any, structure: str, taken: set[str], start: int
+    optimizer: Record, group: Any, structure: str, taken: set[str], start: int
 ) -> tuple[dict[str, Any], list[Array], list[Any]]:
     """A param group as it is kept, its arrays, and under what key each goes."""
     if not isinstance(group, Mapping) or "params" not in group:
@@ -61,14 +59,14 @@ def check_group(
     return {"params": tuple(arrays), **values, **extra}, arrays, keys
 
 
-def check_names(optimizer: Optimizer, names: Iterable[Any]) -> None:
+def check_names(optimizer: Record, names: Iterable[Any]) -> None:
     """Raise TypeError unless all names are strings, which alone can be saved and loaded."""
     odd = [name for name in names if type(name) is not str]
     if odd:
         raise TypeError(f"{optimizer._name}: names of parameters must be strings, got {few(odd)}")
 
 
-def check_grouping(optimizer: Optimizer) -> None:
+def check_grouping(optimizer: Record) -> None:
     """Raise ValueError unless `param_groups` holds the dicts that it was given."""
     if len(optimizer._param_groups) != len(optimizer._groups) or any(
         shown is not own for shown, own in zip(optimizer._param_groups, optimizer._groups, strict=True)
@@ -89,7 +87,7 @@ def listed(params: Any) -> Any:
     return items
 
 
-def read_group(optimizer: Optimizer, k: int) -> tuple[str, tuple[float, ...]]:
+def read_group(optimizer: Record, k: int) -> tuple[str, tuple[float, ...]]:
     """Check the hyperparameters of group `k` as they are now; return its kernel and their float64 values."""
     group = optimizer._groups[k]
     missing = [key for key in ("params", *optimizer.spec.hypers) if key not in group]

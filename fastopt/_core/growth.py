@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastopt import backends
 from fastopt._arrays.types import Array
-from fastopt._core import checkpoints, planning, tensors
+from fastopt._core import checkpoints, planning, refusals, tensors
 from fastopt._core.groups import check_group, check_grouping, check_names
+from fastopt._core.record import Record
 from fastopt._messages import few, parameter_label
 
-if TYPE_CHECKING:
-    from fastopt._core.optimizer import Optimizer
 
-
-def grow(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
+def grow(optimizer: Record, groups: Sequence[Mapping[str, Any]]) -> None:
     """Check `groups` and everything in them, make what is kept for their parameters, and add it all."""
 
-    optimizer._check_nothing_pending("add_param_group()")
+    refusals.check_nothing_pending(optimizer, "add_param_group()")
     check_grouping(optimizer)
     structure = "sequence" if optimizer._structure == "single" and optimizer._tensors else optimizer._structure
     changes = backends.engine().Changes()
@@ -59,14 +57,14 @@ def grow(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
     changes.publish()
 
 
-def check_disjoint(optimizer: Optimizer, arrays: list[Array], keys: Sequence[Any]) -> None:
+def check_disjoint(optimizer: Record, arrays: list[Array], keys: Sequence[Any]) -> None:
     """Raise ValueError if new parameters overlap each other or what the optimizer has."""
     if optimizer._ranges.plus(optimizer._arrays.ranges(arrays)).first_overlap() is not None:
         new = [(array, parameter_label(key)) for array, key in zip(arrays, keys, strict=True)]
         tensors.refuse_overlap(optimizer, [*new, *tensors.written_arrays(optimizer)])
 
 
-def note_growth(optimizer: Optimizer, changes: Any, added: list[Any], ranges: Any) -> None:
+def note_growth(optimizer: Record, changes: Any, added: list[Any], ranges: Any) -> None:
     """Note that the optimizer has these tensors, too; `ranges` are those of what it had."""
     parameters = optimizer._arrays.ranges([tensor.array for tensor in added])
     changes.attribute(optimizer, "_ranges", ranges.plus(parameters).plus(tensors.kept_ranges(optimizer, added)))
@@ -78,7 +76,7 @@ def note_growth(optimizer: Optimizer, changes: Any, added: list[Any], ranges: An
     planning.note_no_plan(optimizer, changes)
 
 
-def bind(optimizer: Optimizer, changes: Any, moved: Mapping[str, Array], new: Mapping[str, Array]) -> None:
+def bind(optimizer: Record, changes: Any, moved: Mapping[str, Array], new: Mapping[str, Array]) -> None:
     """Note that names point to other arrays, and that new names join the first group."""
 
     check_grouping(optimizer)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastopt import backends
 from fastopt._arrays import host
 from fastopt._arrays.kinds import is_array, lives_on_gpu
 from fastopt._core import tensors
-
-if TYPE_CHECKING:
-    from fastopt._core.optimizer import Optimizer
+from fastopt._core.record import Record
 
 
-def load(optimizer: Optimizer, params: Any) -> None:
+def load(optimizer: Record, params: Any) -> None:
     """See `Optimizer.load_master_params`."""
     if optimizer._structure == "single":
         values = [params]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from fastopt import _threads, backends
+from fastopt import backends
 from fastopt._arrays.kinds import is_any_array
 from fastopt._arrays.types import Array, Gradient, Gradients, Parameter, Params, PerParameter, State
 from fastopt._core import checkpoints, growth, master_params, pickling, planning, refusals, tensors
-from fastopt._core.groups import listed, read_group
+from fastopt._core.groups import listed
 from fastopt._core.options import (
     ACCUMULATED,
     APPLIED,
@@ -26,8 +26,9 @@ from fastopt._core.options import (
     check_step_options,
     step_options,
 )
+from fastopt._core.record import Record
 from fastopt._messages import describe, did_you_mean, few, remedy
-from fastopt.rules.spec import RULE_WORDS, Spec
+from fastopt.rules.spec import RULE_WORDS
 
 
 class _Listing(type):
@@ -39,7 +40,7 @@ class _Listing(type):
         return [name for name in super().__dir__() if name not in RULE_WORDS]
 
 
-class Optimizer(metaclass=_Listing):
+class Optimizer(Record, metaclass=_Listing):
     """What all optimizers of fastopt share.
 
     Parameters
@@ -94,38 +95,8 @@ class Optimizer(metaclass=_Listing):
         are almost that of a hyperparameter or an option.
     """
 
-    # Fixed places, so that `vars` holds what a subclass of yours adds, and reading one in `step` is quick.
-    __slots__ = (
-        "__dict__",
-        "__weakref__",
-        "_arrays",
-        "_awaited",
-        "_backend",
-        "_backend_asked",
-        "_by_name",
-        "_by_update",
-        "_defaults",
-        "_given",
-        "_groups",
-        "_guard",
-        "_kept_for_graphs",
-        "_members",
-        "_n_threads",
-        "_names",
-        "_options",
-        "_param_groups",
-        "_plan",
-        "_ranges",
-        "_read",
-        "_seed",
-        "_structure",
-        "_tensors",
-    )
+    __slots__ = ("__dict__", "__weakref__")
 
-    _backend: Any
-    _arrays: Any
-
-    spec: ClassVar[Spec]
     states: ClassVar[Mapping[str, float | str]] = {}
     state_kinds: ClassVar[Mapping[str, str]] = {}
     """What states hold that are not plain numbers with a sign: "unsigned" or "weights"."""
@@ -151,37 +122,13 @@ class Optimizer(metaclass=_Listing):
     def __init__(self, params: Params | None, **arguments: Any) -> None:
         # `arguments` are every hyperparameter of the subclass and the options that were given.
         hypers = {name: arguments.pop(name) for name in self.spec.hypers if name in arguments}
-        self._options = check_options(self._name, self.spec, arguments)
+        options = check_options(self._name, self.spec, arguments)
         if missing := [name for name in self.spec.hypers if name not in hypers]:
             raise TypeError(f"{self._name}: __init__ must pass on all hyperparameters, missing {missing}")
-        self._defaults = self.spec.check(hypers)
+        defaults = self.spec.check(hypers)
         params = listed(params)
-        self._backend_asked = self._options["backend"]
-        self._backend = self._resolved_backend(params)
-        self._arrays: Any = self._backend.arrays
-        self._seed: int = self._options["seed"]
-        self._guard = backends.engine().Guard(self._name)
-        self._param_groups: list[dict[str, Any]] = []
-        self._groups: tuple[dict[str, Any], ...] = ()
-        """The dicts that `param_groups` must hold."""
-        self._tensors: list[Any] = []
-        self._names: tuple[str, ...] | None = None
-        self._by_name: dict[str, Any] = {}
-        self._ranges: Any = self._arrays.ranges([])
-        """All memory that a step writes."""
-        self._structure: Literal["single", "sequence", "mapping"] = "sequence"
-        self._awaited: dict[str, checkpoints.Loaded] = {}
-        self._plan: Any = None
-        self._kept_for_graphs: list[Any] = []
-        """Buffers of dropped plans whose addresses are in captured graphs."""
-        self._members: list[list[Any]] = []
-        self._read: list[tuple[Any, tuple[str, ...]] | None] = []
-        """Of each group the parameters and states that were last found to fit."""
-        self._by_update = params is None
-        self._given: dict[str, Any] | None = None
-        """The dict of the parameters, until the first step: later it could only be watched at a cost."""
-        self._n_threads: int | None = None
-        self.n_threads = self._options["n_threads"]
+        backend: Any = backends.resolve(options["backend"], params)
+        super().__init__(backend, defaults, options, by_update=params is None)
         if params is None:
             self._structure, self._names = "mapping", ()
             group = {"params": (), **self.defaults}
@@ -220,20 +167,6 @@ class Optimizer(metaclass=_Listing):
             object.__setattr__(self, name, value)
 
     @property
-    def defaults(self) -> dict[str, Any]:
-        """Hyperparameters of a param group that does not set its own, as the constructor got them."""
-        return self._defaults
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The param groups: ``"params"`` (a tuple of arrays) and every hyperparameter.
-
-        Live: a hyperparameter changed here is checked and counts at the next step. Groups themselves are
-        added with `add_param_group`.
-        """
-        return self._param_groups
-
-    @property
     def state(self) -> PerParameter[State]:
         """State of every parameter: a list in the order of the parameters, or a dict by their names.
 
@@ -262,47 +195,6 @@ class Optimizer(metaclass=_Listing):
         return self._from_tensors(lambda tensor: self._arrays.exposed(tensor.copy))
 
     @property
-    def ema_decay(self) -> float | None:
-        """Decay of the moving average, or None."""
-        value: float | None = self._options["ema_decay"]
-        return value
-
-    @property
-    def ema_warmup(self) -> bool:
-        """Whether the decay of the first averages is smaller."""
-        value: bool = self._options["ema_warmup"]
-        return value
-
-    @property
-    def copy_dtype(self) -> str | None:
-        """Type of the copy of the parameters, or None."""
-        value: str | None = self._options["copy_dtype"]
-        return value
-
-    @property
-    def grad_dtype(self) -> str | None:
-        """What uint16 gradients are, or None."""
-        value: str | None = self._options["grad_dtype"]
-        return value
-
-    @property
-    def state_dtype(self) -> str:
-        """How states are kept: "float32", "bfloat16" or "8bit"."""
-        value: str = self._options["state_dtype"]
-        return value
-
-    @property
-    def seed(self) -> int:
-        """Of the rounding of states in low precision."""
-        return self._seed
-
-    @property
-    def master(self) -> str | None:
-        """ "split" if parameters are bfloat16 halves of float32 numbers."""
-        value: str | None = self._options["master"]
-        return value
-
-    @property
     def master_params(self) -> PerParameter[Array]:
         """The float32 parameters, a list or a dict as `state`: copies, put together from their halves.
 
@@ -320,29 +212,6 @@ class Optimizer(metaclass=_Listing):
     def state_nbytes(self) -> int:
         """Bytes of all state arrays and their scales, without `ema`, `params_copy` and the halves of parameters."""
         return sum(a.nbytes for t in self._tensors for kept in (t.states, t.scales) for a in kept.values())
-
-    @property
-    def backend(self) -> str:
-        """Name of the backend that runs the steps."""
-        return self._backend.NAME
-
-    @property
-    def n_threads(self) -> int | None:
-        """Threads of a step at most; None for the process-wide number."""
-        return self._n_threads
-
-    @n_threads.setter
-    def n_threads(self, n_threads: int | None) -> None:
-        self._n_threads = None if n_threads is None else _threads.check_n_threads(n_threads)
-        plan = self._plan  # another thread may drop it meanwhile
-        if plan is not None:
-            plan.n_threads = self._n_threads or 0
-
-    @property
-    def n_accumulated(self) -> int:
-        """Calls of `accumulate` whose gradients no step has used yet."""
-        plan = self._plan  # another thread may drop it meanwhile
-        return 0 if plan is None else plan.n_accumulated
 
     def step(
         self,
@@ -527,7 +396,7 @@ class Optimizer(metaclass=_Listing):
     def _update(
         self, changes: Any, params: Mapping[str, Array], grads: Mapping[str, Array | None], options: StepOptions
     ) -> StepInfo:
-        self._check_nothing_pending("update()")
+        refusals.check_nothing_pending(self, "update()")
         for what, value in (("params", params), ("grads", grads)):
             if not isinstance(value, Mapping):
                 raise TypeError(f"{self._name}: {what} must be a dict of arrays, got {describe(value)}")
@@ -540,7 +409,7 @@ class Optimizer(metaclass=_Listing):
         known = self._by_name
         moved = {name: array for name, array in arrays.items() if name in known and known[name].array is not array}
         new = {name: array for name, array in arrays.items() if name not in known}
-        if not self._tensors and self._backend_asked == "auto":
+        if not self._tensors and self._options["backend"] == "auto":
             backend = self._resolved_backend(arrays)
             changes.attribute(self, "_backend", backend)
             changes.attribute(self, "_arrays", backend.arrays)
@@ -672,10 +541,6 @@ class Optimizer(metaclass=_Listing):
 
     # --- Inside
 
-    @property
-    def _name(self) -> str:
-        return type(self).__name__
-
     def _check_settable(self, name: str) -> None:
         """Raise AttributeError unless setting the public attribute `name` is of use."""
         cls = type(self)
@@ -692,21 +557,6 @@ class Optimizer(metaclass=_Listing):
         hint = did_you_mean(name, known, 0.8) if is_of_a_user else did_you_mean(name, (*known, *dir(cls)))
         if hint or not is_of_a_user:
             raise AttributeError(f"{self._name}: no attribute {name!r} to set{hint}")
-
-    def _options_now(self) -> dict[str, Any]:
-        """The options as they are now, under the names that the constructor takes them by."""
-        return {**self._options, "backend": self.backend, "n_threads": self._n_threads, "seed": self._seed}
-
-    def _structured(self, values: list[Any]) -> Any:
-        """`values`, one for each parameter, as a list or as a dict by their names."""
-        return values if self._names is None else dict(zip(self._names, values, strict=True))
-
-    def _from_tensors(self, function: Callable[[Any], Any]) -> Any:
-        """What `function` makes of every tensor, as a list or as a dict by the names of the parameters."""
-        tensors = list(self._tensors)  # another thread may add some meanwhile
-        if self._names is None:
-            return [function(tensor) for tensor in tensors]
-        return {tensor.key: function(tensor) for tensor in tensors}
 
     def _need(self, option: str, value: Any) -> None:
         if value is None:
@@ -733,25 +583,11 @@ class Optimizer(metaclass=_Listing):
         self._settle()
         return list(self._tensors)
 
-    def _check_nothing_pending(self, what: str) -> None:
-        """Raise RuntimeError while an operation would lose accumulated gradients."""
-        if self.n_accumulated:
-            refusals.refuse_pending_gradients(self, what)
-
     def _resolved_backend(self, params: Any) -> Any:
         """The backend asked for, or with "auto" that of `params`."""
-        backend: Any = backends.resolve(self._backend_asked, params)
+        backend: Any = backends.resolve(self._options["backend"], params)
         backend.arrays.check()
         return backend
-
-    def _read_group(self, k: int) -> tuple[str, tuple[float, ...]]:
-        """See `fastopt._core.groups`; plans call it."""
-        return read_group(self, k)
-
-    def _settle(self) -> None:
-        """Know of every step whether it was applied: on a GPU that can take waiting."""
-        if self._plan is not None:
-            self._plan.settle()
 
     def _on_gpu(self, what: str) -> Any:
         """The plan of an optimizer on a GPU."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastopt import backends
 from fastopt._arrays import flat_buffer
 from fastopt._arrays.types import Array
 from fastopt._core import checkpoints, growth, tensors
-
-if TYPE_CHECKING:
-    from fastopt._core.optimizer import Optimizer
+from fastopt._core.record import Record
 
 
-def pickled(optimizer: Optimizer) -> dict[str, Any]:
+def pickled(optimizer: Record) -> dict[str, Any]:
     """What of an optimizer is pickled."""
     if optimizer._backend.ON_DEVICE:
         raise TypeError(f"{optimizer._name}: arrays on the GPU are not pickled; save state_dict() and the parameters")
@@ -29,12 +27,12 @@ def pickled(optimizer: Optimizer) -> dict[str, Any]:
         ],
         "defaults": optimizer.defaults,
         "options": optimizer._options_now(),
-        "state_dict": optimizer.state_dict(),
+        "state_dict": optimizer._guard.run("state_dict()", checkpoints.saved, optimizer),
         "attributes": dict(vars(optimizer)),
     }
 
 
-def restore(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+def restore(optimizer: Record, saved: dict[str, Any]) -> None:
     """Make a new optimizer, without parameters, the one that was pickled."""
     vars(optimizer).update(saved["attributes"])
     optimizer._structure, optimizer._by_update = saved["structure"], saved["by_update"]

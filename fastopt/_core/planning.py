@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastopt._core.groups import check_grouping
-
-if TYPE_CHECKING:
-    from fastopt._core.optimizer import Optimizer
+from fastopt._core.record import Record
 
 
-def planned(optimizer: Optimizer) -> Any:
+def planned(optimizer: Record) -> Any:
     """The plan of the next step; the caller has taken the guard."""
     if optimizer._plan is not None:
         return optimizer._plan
@@ -41,7 +39,7 @@ def planned(optimizer: Optimizer) -> Any:
     return optimizer._plan
 
 
-def note_no_plan(optimizer: Optimizer, changes: Any) -> None:
+def note_no_plan(optimizer: Record, changes: Any) -> None:
     """Note that the next step makes a new plan."""
     optimizer._settle()
     if optimizer._plan is not None:

@@ -6,25 +6,23 @@ The compiled engine checks gradients at first sight, and calls what is here for 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from fastopt._arrays.checks import check_array
 from fastopt._arrays.flat_buffer import FlatBuffer
 from fastopt._arrays.kinds import is_array
+from fastopt._core.record import Record
 from fastopt._core.tensors import check_parameter, written_arrays
 from fastopt._messages import describe, few
 
-if TYPE_CHECKING:
-    from fastopt._core.optimizer import Optimizer
 
-
-def gradient_label(optimizer: Optimizer, index: int) -> str:
+def gradient_label(optimizer: Record, index: int) -> str:
     return f"{type(optimizer).__name__}: " + optimizer._tensors[index].label.replace("params", "grads", 1)
 
 
-def check_gradient(optimizer: Optimizer, index: int, gradient: Any) -> tuple[np.ndarray, str]:
+def check_gradient(optimizer: Record, index: int, gradient: Any) -> tuple[np.ndarray, str]:
     """Raise TypeError or ValueError unless `gradient` fits parameter number `index`; return it and what it holds.
 
     A NumPy scalar, which reductions return in the place of arrays of shape (), becomes a read-only array.
@@ -48,14 +46,14 @@ def check_gradient(optimizer: Optimizer, index: int, gradient: Any) -> tuple[np.
     return gradient, "float32"
 
 
-def refuse_changed_parameter(optimizer: Optimizer, index: int) -> NoReturn:
+def refuse_changed_parameter(optimizer: Record, index: int) -> NoReturn:
     """Explain a parameter that is no longer what the optimizer was given."""
     tensor = optimizer._tensors[index]
     check_parameter(optimizer, tensor.array, tensor.label, tensor.shape)
     raise ValueError(f"{type(optimizer).__name__}: the memory of {tensor.label} was reallocated since it was given")
 
 
-def gradient_mapping(optimizer: Optimizer, gradients: Any) -> dict[str, Any]:
+def gradient_mapping(optimizer: Record, gradients: Any) -> dict[str, Any]:
     """Turn a mapping that is not a dict into one."""
     if isinstance(gradients, FlatBuffer):
         return gradients._views
@@ -66,7 +64,7 @@ def gradient_mapping(optimizer: Optimizer, gradients: Any) -> dict[str, Any]:
     )
 
 
-def gradient_list(optimizer: Optimizer, gradients: Any) -> list[Any]:
+def gradient_list(optimizer: Record, gradients: Any) -> list[Any]:
     """Turn a sequence that is not a list into one."""
     if isinstance(gradients, Sequence) and not isinstance(gradients, str | bytes):
         return list(gradients)
@@ -76,7 +74,7 @@ def gradient_list(optimizer: Optimizer, gradients: Any) -> list[Any]:
     )
 
 
-def refuse_gradient_names(optimizer: Optimizer, gradients: Mapping[str, Any]) -> NoReturn:
+def refuse_gradient_names(optimizer: Record, gradients: Mapping[str, Any]) -> NoReturn:
     """Explain gradients whose names are not those of the parameters."""
     names = set(optimizer._names or ())
     missing = [name for name in optimizer._names or () if name not in gradients]
@@ -88,7 +86,7 @@ def refuse_gradient_names(optimizer: Optimizer, gradients: Mapping[str, Any]) ->
     )
 
 
-def refuse_gradient_count(optimizer: Optimizer, gradients: Sequence[Any]) -> NoReturn:
+def refuse_gradient_count(optimizer: Record, gradients: Sequence[Any]) -> NoReturn:
     """Explain a wrong number of gradients."""
     raise ValueError(
         f"{type(optimizer).__name__}: grads must have one entry for each of {len(optimizer._tensors)} "
@@ -96,7 +94,7 @@ def refuse_gradient_count(optimizer: Optimizer, gradients: Sequence[Any]) -> NoR
     )
 
 
-def refuse_overlapping_gradient(optimizer: Optimizer, index: int, gradient: Any) -> NoReturn:
+def refuse_overlapping_gradient(optimizer: Record, index: int, gradient: Any) -> NoReturn:
     """Explain a gradient in memory that the step writes."""
     what, other = gradient_label(optimizer, index), "memory that the step writes"
     for array, label in written_arrays(optimizer):
@@ -106,12 +104,12 @@ def refuse_overlapping_gradient(optimizer: Optimizer, index: int, gradient: Any)
     raise ValueError(f"{what} overlaps {other} in memory")
 
 
-def refuse_read_only_gradient(optimizer: Optimizer, index: int) -> NoReturn:
+def refuse_read_only_gradient(optimizer: Record, index: int) -> NoReturn:
     """Explain a gradient that cannot be zeroed."""
     raise ValueError(f"{gradient_label(optimizer, index)} must be writable for zero_grads, got a read-only array")
 
 
-def refuse_shared_gradients(optimizer: Optimizer, first: int, second: int) -> NoReturn:
+def refuse_shared_gradients(optimizer: Record, first: int, second: int) -> NoReturn:
     """Explain gradients of which one would be zeroed before the other is read."""
     raise ValueError(
         f"{gradient_label(optimizer, first)} and {optimizer._tensors[second].label.replace('params', 'grads', 1)} "
@@ -119,13 +117,13 @@ def refuse_shared_gradients(optimizer: Optimizer, first: int, second: int) -> No
     )
 
 
-def refuse_step(optimizer: Optimizer, index: int, step: int) -> NoReturn:
+def refuse_step(optimizer: Record, index: int, step: int) -> NoReturn:
     """Explain a step count that was set to nonsense."""
     label = optimizer._tensors[index].label
     raise ValueError(f"{type(optimizer).__name__}: the step count of {label} must be >= 0 and below 2**53, got {step}")
 
 
-def refuse_scalars(optimizer: Optimizer, index: int, step: int) -> NoReturn:
+def refuse_scalars(optimizer: Record, index: int, step: int) -> NoReturn:
     """Explain hyperparameters that together leave float32's range."""
     tensor = optimizer._tensors[index]
     group = {k: v for k, v in optimizer.param_groups[tensor.group].items() if k in optimizer.spec.hypers}
@@ -135,12 +133,12 @@ def refuse_scalars(optimizer: Optimizer, index: int, step: int) -> NoReturn:
     )
 
 
-def refuse_missing_gradients(optimizer: Optimizer) -> NoReturn:
+def refuse_missing_gradients(optimizer: Record) -> NoReturn:
     """Explain a step without gradients that has nothing to take in their place."""
     raise RuntimeError(f"{type(optimizer).__name__}: step() needs grads where none were given to accumulate() before")
 
 
-def refuse_pending_gradients(optimizer: Optimizer, what: str) -> NoReturn:
+def refuse_pending_gradients(optimizer: Record, what: str) -> NoReturn:
     """Explain an operation that would lose accumulated gradients, or leave them out."""
     raise RuntimeError(
         f"{type(optimizer).__name__}: {what} while gradients are accumulated: step() without grads uses them, "
@@ -148,9 +146,15 @@ def refuse_pending_gradients(optimizer: Optimizer, what: str) -> NoReturn:
     )
 
 
-def refuse_regrouping(optimizer: Optimizer) -> NoReturn:
+def refuse_regrouping(optimizer: Record) -> NoReturn:
     """Explain param groups that are not the dicts that the optimizer made."""
     raise ValueError(
         f"{type(optimizer).__name__}: param_groups must keep its dicts: change values inside them, add with "
         "add_param_group"
     )
+
+
+def check_nothing_pending(optimizer: Record, what: str) -> None:
+    """Raise RuntimeError while the operation `what` would lose accumulated gradients."""
+    if optimizer.n_accumulated:
+        refuse_pending_gradients(optimizer, what)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import itertools
 import types
 from collections.abc import Container, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fastopt import _formats, backends
 from fastopt._arrays.allocation import ALIGNMENT
 from fastopt._arrays.types import Array, State
+from fastopt._core.record import Record
 from fastopt.rules.spec import Spec
-
-if TYPE_CHECKING:
-    from fastopt._core.optimizer import Optimizer
 
 
 def scale_name(state: str) -> str:
@@ -31,11 +29,11 @@ def exposed_state(tensor: Any, spec: Spec, arrays: Any) -> State:
     return types.MappingProxyType({"step": tensor.step.view(), **running, **states, **scales})
 
 
-def codec_of(optimizer: Optimizer, state: str) -> _formats.Codec:
+def codec_of(optimizer: Record, state: str) -> _formats.Codec:
     return _formats.codec(optimizer.state_dtype, optimizer.spec.kinds[state])
 
 
-def decoded(optimizer: Optimizer, tensor: Any) -> dict[str, Array]:
+def decoded(optimizer: Record, tensor: Any) -> dict[str, Array]:
     """The states of `tensor` in float32, new arrays."""
     decoded = {}
     for name, array in tensor.states.items():
@@ -45,13 +43,13 @@ def decoded(optimizer: Optimizer, tensor: Any) -> dict[str, Array]:
     return decoded
 
 
-def check_parameter(optimizer: Optimizer, array: Any, label: str, shape: tuple[int, ...] | None = None) -> None:
+def check_parameter(optimizer: Record, array: Any, label: str, shape: tuple[int, ...] | None = None) -> None:
     """Raise unless `array` can be a parameter."""
     optimizer._arrays.check_parameter(array, f"{optimizer._name}: {label}", shape, optimizer.master is not None)
 
 
 def made_tensors(
-    optimizer: Optimizer, arrays: list[Array], keys: Sequence[Any], group: int, values: Mapping[str, Any], index: int
+    optimizer: Record, arrays: list[Array], keys: Sequence[Any], group: int, values: Mapping[str, Any], index: int
 ) -> list[Any]:
     """New tensors with their state for checked arrays; the optimizer does not know them yet."""
     engine = backends.engine()
@@ -80,7 +78,7 @@ def made_tensors(
 
 
 def made_states(
-    optimizer: Optimizer, tensors: Sequence[Any], name: str, values: Mapping[str, Any] | None
+    optimizer: Record, tensors: Sequence[Any], name: str, values: Mapping[str, Any] | None
 ) -> tuple[list[Any], list[Any]]:
     """For each tensor an array for the state `name`, with its first value or 0 without `values`; and their scales.
 
@@ -103,14 +101,14 @@ def made_states(
     return arrays, scales
 
 
-def kept_ranges(optimizer: Optimizer, tensors: list[Any]) -> Any:
+def kept_ranges(optimizer: Record, tensors: list[Any]) -> Any:
     """The memory of what is kept beside parameters."""
     columns = backends.engine().kept_beside(tensors, tuple(optimizer.spec.states))
     arrays = itertools.chain.from_iterable(column for _, _, column in columns)
     return optimizer._arrays.ranges(list(arrays), ALIGNMENT)
 
 
-def copy_type(optimizer: Optimizer) -> np.dtype:
+def copy_type(optimizer: Record) -> np.dtype:
     """Type of the arrays in `params_copy`."""
     return np.dtype(np.float16) if optimizer.copy_dtype == "float16" else optimizer._arrays.bfloat16()
 
@@ -133,7 +131,7 @@ _KEPT = {
 """What error messages call the arrays beside a parameter, by the attribute of its tensor that has them."""
 
 
-def written_arrays(optimizer: Optimizer, without: Container[Any] = ()) -> list[tuple[Any, str]]:
+def written_arrays(optimizer: Record, without: Container[Any] = ()) -> list[tuple[Any, str]]:
     """Everything that a step writes, with labels; not the parameters under the keys in `without`."""
     tensors = optimizer._tensors
     written = [(tensor.array, tensor.label) for tensor in tensors if tensor.key not in without]
@@ -144,7 +142,7 @@ def written_arrays(optimizer: Optimizer, without: Container[Any] = ()) -> list[t
     return written
 
 
-def refuse_overlap(optimizer: Optimizer, labelled: Sequence[tuple[Any, str]]) -> None:
+def refuse_overlap(optimizer: Record, labelled: Sequence[tuple[Any, str]]) -> None:
     """Explain which two of these arrays overlap."""
     found = optimizer._arrays.first_overlap([array for array, _ in labelled])
     if found is not None:

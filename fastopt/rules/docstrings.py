@@ -93,16 +93,15 @@ def hyperparameters(spec: Spec) -> list[Entry]:
 
 def filled(spec: Spec) -> str | None:
     """The whole docstring of an optimizer, or None where Python keeps none."""
-    from fastopt._core.optimizer import Optimizer
-
-    if Optimizer.__doc__ is None:
+    explained = next((base for base in spec.cls.__mro__ if "params" in parameters(base)), None)
+    if explained is None:
         return None
     own = sections(spec.cls)
-    params, *options = parameters(Optimizer).values()
+    params, *options = parameters(explained).values()
     parts = {
         "Parameters": listed([params, *hyperparameters(spec), *options]),
         "Attributes": listed([("state", _state(spec))]),
-        "Raises": listed(entries(sections(Optimizer)["Raises"])),
+        "Raises": listed(entries(sections(explained)["Raises"])),
         "See Also": listed(entries(own.get("See Also", ""))),
         "Notes": prose(own.get("Notes", "")),
         "References": prose(own.get("References", "")),

@@ -26,7 +26,7 @@ _check_available()
 
 # ruff: noqa: E402  only where the packages are there
 from fastopt import backends
-from fastopt.backends.cuda import arrays, availability, kernels, memory  # noqa: F401  arrays is of the interface
+from fastopt.backends.cuda import arrays, availability, kernels, memory
 from fastopt.backends.cuda import plan as _plan
 from fastopt.backends.cuda.operations import SIMULATED
 from fastopt.rules import host_scalars
@@ -70,42 +70,23 @@ def run_once(
     carried = {} if running is None else dict(zip(spec.running, running.ravel().tolist(), strict=True))
     if not host_scalars.scalars_fit(spec, step, carried, values):
         return False
-    states = {name: array for name, array in streams.items() if name not in ("p", "g")}
-    optimizer = _Once(spec, streams["p"], states, running, step, values)
-    optimizer.plan.step(streams["g"])
+    optimizer = spec.cls(None, **values, backend="cuda")
+    tensor = _adopt(optimizer, streams, running, step)
+    _plan.Plan(optimizer, is_once=True).step(streams["g"])
     if running is not None:
-        running[...] = optimizer.tensor.running
+        running[...] = tensor.running
     return True
 
 
-class _Once:
-    """An optimizer for one step on arrays that others keep."""
-
-    ema_decay = copy_dtype = grad_dtype = master = None
-    ema_warmup = False
-    state_dtype = "float32"
-    seed = 0
-    _structure = "single"
-    _names = ()
-
-    def __init__(
-        self, spec: Any, p: Any, states: dict[str, Any], running: Any, step: int, values: dict[str, Any]
-    ) -> None:
-        self.spec = spec
-        carried = np.zeros(0) if running is None else np.array(running, np.float64).ravel()
-        seen = memory.look(p)
-        assert seen is not None
-        engine = backends.engine()
-        self._guard = engine.Guard(spec.function)
-        self.tensor = engine.Tensor(p, None, 0, 0, np.array(step - 1, np.int64), carried, seen.shape)
-        self.tensor.states = states
-        if spec.trust == "update":
-            self.tensor.update = memory.state_arrays([p])[0]
-        self._tensors = [self.tensor]
-        self.param_groups = [{"params": (p,), **values}]
-        self._groups = tuple(self.param_groups)
-        self._kernel = host_scalars.kernel_and_hypers(spec, values)
-        self.plan = _plan.Plan(self, is_once=True)
-
-    def _read_group(self, k: int) -> Any:  # noqa: ARG002  there is one
-        return self._kernel
+def _adopt(optimizer: Any, streams: dict[str, Any], running: np.ndarray | None, step: int) -> Any:
+    """Give an optimizer without parameters one tensor, whose arrays are the caller's, before step number `step`."""
+    p = streams["p"]
+    carried = np.zeros(0) if running is None else np.array(running, np.float64).ravel()
+    tensor = backends.engine().Tensor(p, None, 0, 0, np.array(step - 1, np.int64), carried, arrays.shape_of(p))
+    tensor.states = {name: array for name, array in streams.items() if name not in ("p", "g")}
+    if optimizer.spec.trust == "update":
+        tensor.update = memory.state_arrays([p])[0]
+    optimizer._structure, optimizer._names = "single", None
+    optimizer._tensors, optimizer._members, optimizer._read = [tensor], [[tensor]], [None]
+    optimizer.param_groups[0]["params"] = (p,)
+    return tensor

@@ -28,7 +28,7 @@ import numpy as np
 
 from fastopt import _formats
 from fastopt._codegen import cuda as codegen
-from fastopt._core import refusals
+from fastopt._core import groups, refusals
 from fastopt._core.options import ACCUMULATED
 from fastopt.backends.cuda import kernels, layout, memory
 from fastopt.backends.cuda.sums import Given, Sums
@@ -281,7 +281,7 @@ class Plan:
             self._read_group(k)
 
     def _read_group(self, k: int) -> None:
-        name, _ = self._optimizer._read_group(k)
+        name, _ = groups.read_group(self._optimizer, k)
         group = self._group_dicts[k]
         if name != self._kernels[k]:
             self._kernels[k] = name
