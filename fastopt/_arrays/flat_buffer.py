@@ -84,7 +84,7 @@ class FlatBuffer(Mapping[str, Array]):
         for name, tensor in tensors.items():
             if not isinstance(name, str):
                 raise TypeError(f"FlatBuffer: names must be strings, got {name!r}")
-            shapes[sys.intern(name)] = _shape(name, tensor)  # so that equal names are the same object
+            shapes[sys.intern(name)] = _shape(name, tensor)  # names are then compared by identity
         total = sum(_size(shape) for shape in shapes.values())
         if total > 2**58:
             raise ValueError(f"FlatBuffer: {total} numbers are more than any memory holds")
@@ -106,7 +106,7 @@ class FlatBuffer(Mapping[str, Array]):
         _buffer_of.update(dict.fromkeys(self._name_of, self))
         for name, tensor in tensors.items():
             if is_array(tensor) or lives_on_gpu(tensor):
-                self._put(name, tensor)
+                self._overwrite(name, tensor)
 
     def zeros_like(self) -> FlatBuffer:
         """A new buffer with the same names and shapes, all zeros: for gradients."""
@@ -132,7 +132,7 @@ class FlatBuffer(Mapping[str, Array]):
         if name not in self._views:
             raise KeyError(f"FlatBuffer: no {name!r} to copy into, there are {few(list(self._views))}")
         view = self._views[name]
-        if values is view:  # an operation in place has written already
+        if values is view:  # `buffer["w"] -= 1` has already written into the view
             return
         if isinstance(values, np.float32):
             values = np.asarray(values)
@@ -141,12 +141,12 @@ class FlatBuffer(Mapping[str, Array]):
         if not has_values or _shape(name, values) != shape:
             error = ValueError if has_values else TypeError
             raise error(f"FlatBuffer: {name!r} must be set to float32 of shape {shape}, got {describe(values)}")
-        self._put(name, values)
+        self._overwrite(name, values)
 
-    def _put(self, name: str, values: Any) -> None:
+    def _overwrite(self, name: str, values: Any) -> None:
         """Copy a checked array into the buffer."""
         values = values if isinstance(values, np.ndarray) else backends.resolve("cuda").arrays.fetch(values)
-        backends.resolve(self.backend).arrays.put(self._views[name], values)
+        backends.resolve(self.backend).arrays.overwrite(self._views[name], values)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)

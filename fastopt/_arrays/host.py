@@ -40,7 +40,7 @@ def exposed(array: np.ndarray) -> np.ndarray:
 
 def check_parameter(array: Any, what: str, shape: tuple[int, ...] | None, is_split: bool) -> None:
     """Raise TypeError or ValueError unless an array can be a parameter."""
-    dtype = np.ndarray.view(array, np.ndarray).dtype if is_array(array) else None  # not a subclass's word
+    dtype = np.ndarray.view(array, np.ndarray).dtype if is_array(array) else None  # whatever a subclass says
     if not is_split:
         check_array(array, what, shape=shape)
     elif dtype is not None and dtype.name == "bfloat16":
@@ -75,7 +75,7 @@ def fetch(array: np.ndarray) -> np.ndarray:
     return array.view(np.uint16).copy() if array.dtype.name == "bfloat16" else array.copy()
 
 
-def put(array: np.ndarray, values: np.ndarray) -> None:
+def overwrite(array: np.ndarray, values: np.ndarray) -> None:
     """Overwrite an array; codes of the same size count as its elements."""
     has_its_size = values.dtype.itemsize == array.dtype.itemsize
     (array.view(values.dtype) if has_its_size else array)[...] = values
@@ -107,14 +107,20 @@ def note(changes: Any, target: np.ndarray, values: np.ndarray) -> None:
     changes.copy(target, values)
 
 
-def note_beside(changes: Any, optimizer: Any, tensor: Any, low: np.ndarray | None, has_average: bool) -> None:
+def note_beside(
+    changes: Any,
+    optimizer: Any,  # noqa: ARG001  of the GPU
+    tensor: Any,
+    low: np.ndarray | None,
+    has_average: bool,
+) -> None:
     """Note that the copy follows the parameter, whose lower half is `low`, and the average if it was not loaded."""
     values = tensor.array if tensor.low is None else _formats.join(tensor.array, tensor.low if low is None else low)
     if tensor.ema is not None and not has_average:
         changes.copy(tensor.ema, values)
     if tensor.copy is not None:
         copy = np.empty_like(tensor.copy)
-        optimizer._backend.copy_array(values, copy)
+        compiled.copy_array(values, copy)
         changes.copy(tensor.copy, copy)
 
 

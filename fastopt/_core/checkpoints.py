@@ -180,7 +180,7 @@ def _note_plain(
 ) -> list[tuple[Any, Any]]:
     """Note the states that are just as the optimizer keeps them, all at once; return the other (tensor, key) pairs.
 
-    What there is to convert, to complete or to explain takes the long way, one tensor after the other.
+    What is to be converted, completed or explained is left to the caller, which takes one tensor after the other.
     """
     spec, states, engine = optimizer.spec, state_dict["state"], backends.engine()
     has_more = optimizer.ema_decay is not None or optimizer.copy_dtype is not None or optimizer.master is not None
@@ -330,7 +330,7 @@ def _entry(optimizer: Record, state_dict: Mapping[str, Any], key: Any) -> Mappin
         raise TypeError(f"{name}: state of parameter {key!r} must be a dict, got {describe(saved)}")
     if ours:
         return dict(saved)
-    # torch: no entry before the first step, tensors, and words that fastopt computes from the step
+    # torch has no entry before the first step, keeps tensors, and has states that fastopt computes from the step count
     entry = {key: _on_host(value) for key, value in saved.items() if value is not None}
     scalars = {"step", *optimizer.spec.running}
     converted = {
@@ -338,7 +338,9 @@ def _entry(optimizer: Record, state_dict: Mapping[str, Any], key: Any) -> Mappin
         for key, value in entry.items()
         if key not in optimizer.spec.cls.derived_states
     }
-    converted.setdefault("step", 1 if entry else 0)  # SGD counts no steps there; only the first is special
+    converted.setdefault(
+        "step", 1 if entry else 0
+    )  # torch's SGD counts none; only the first differs
     return {**optimizer.spec.running, **converted}
 
 
@@ -390,7 +392,7 @@ def as_kept(
     """`entry` with its arrays, of `state_dtype`, as the optimizer keeps them, if they are of `shape` (None: any)."""
     spec = optimizer.spec
     if shape is None and state_dtype == optimizer.state_dtype:
-        return entry  # looked at when its parameter comes
+        return entry  # checked when its parameter comes
     result = dict(entry)
     for key in spec.states:
         if key not in entry:

@@ -147,7 +147,7 @@ def _call(
     memory.check_array(p, f"{owner}: p", dtypes=dtypes)
     shape = memory.shape_of(p)
     dtypes = (p.dtype.type,) if memory is host else dtypes
-    if memory is host and isinstance(arrays["g"], np.generic):  # what a reduction returns in the place of shape ()
+    if memory is host and isinstance(arrays["g"], np.generic):  # reductions return scalars, not arrays of shape ()
         arrays["g"] = np.asarray(arrays["g"])
     memory.check_array(arrays["g"], f"{owner}: g", dtypes=dtypes, shape=shape, writable=False)
     needed = spec.states_for(spec.flags(values))

@@ -32,7 +32,7 @@ from fastopt.rules.spec import RULE_WORDS
 
 
 class _Listing(type):
-    # Leaves the words of the rule language out of `dir` and `help`: they speak to the engine, not to users.
+    # Leaves the attributes that describe a rule (`RULE_WORDS`) out of `dir` and `help`.
 
     __doc__ = vars(type)["__doc__"]  # of the class itself: `help` would show one of this metaclass in its place
 
@@ -551,7 +551,7 @@ class Optimizer(Record, metaclass=_Listing):
         if name in OPTIONS and name != "n_threads":
             raise AttributeError(f"{self._name}: {name} is chosen at construction: {self._name}(..., {name}=...)")
         if name in vars(self) or (hasattr(cls, name) and name not in RULE_WORDS):
-            return  # properties say themselves what cannot be set
+            return  # a property without a setter raises its own error
         known = (*self.spec.hypers, *OPTIONS)
         is_of_a_user = cls is not self.spec.cls
         hint = did_you_mean(name, known, 0.8) if is_of_a_user else did_you_mean(name, (*known, *dir(cls)))

@@ -46,5 +46,5 @@ def note_no_plan(optimizer: Record, changes: Any) -> None:
         changes.extend(optimizer._kept_for_graphs, optimizer._plan.captured())
     changes.attribute(optimizer, "_plan", None)
     changes.attribute(optimizer._guard, "plan", None)
-    changes.attribute(optimizer, "_members", [])  # of that plan
+    changes.attribute(optimizer, "_members", [])  # those of the plan that is dropped
     changes.attribute(optimizer, "_read", [])

@@ -10,7 +10,6 @@ import numpy as np
 from fastopt import _threads, backends
 from fastopt._arrays import host as arrays  # noqa: F401  of the backend's interface
 from fastopt.backends import compiled
-from fastopt.backends.compiled import copy_array as copy_array
 from fastopt.rules.host_scalars import kernel_and_hypers
 
 NAME = "cpu"

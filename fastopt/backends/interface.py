@@ -109,7 +109,7 @@ class Arrays(Protocol):
     def fetch(self, array: Any) -> np.ndarray:
         """A copy in host memory; bfloat16 as uint16."""
 
-    def put(self, array: Any, values: np.ndarray) -> None:
+    def overwrite(self, array: Any, values: np.ndarray) -> None:
         """Overwrite an array."""
 
     def ranges(self, arrays: Sequence[Any], gap: int = 0) -> Any:

@@ -1,4 +1,4 @@
-"""What type checkers say of the installed package: nothing to what the README does, and an error to every mistake."""
+"""What type checkers say of the installed package: nothing to what the README does, an error to every mistake."""
 
 import os
 import re
@@ -37,6 +37,10 @@ def lines_of(name):
 
 def test_type_checkers_accept_what_the_readme_does(errors):
     assert errors.get("accepted.py", {}) == {}
+
+
+def test_every_backend_is_what_the_interface_says(errors):
+    assert errors.get("backends.py", {}) == {}
 
 
 @pytest.mark.parametrize("line", [k for k, text in enumerate(lines_of("mistakes.py"), 1) if text.endswith(MARK)])

@@ -22,7 +22,7 @@ zeros = memory.zeros
 part = memory.part
 scale_arrays = memory.scale_arrays
 fetch = memory.fetch
-put = memory.put
+overwrite = memory.overwrite
 
 
 def bfloat16() -> np.dtype:
@@ -92,19 +92,19 @@ def ranges(arrays: Sequence[Any], gap: int = 0) -> Ranges:  # noqa: ARG001  of t
 
 def note(changes: Any, target: Any, values: np.ndarray) -> None:
     """Note in `changes` that an array of the optimizer's is overwritten by values of its type or by codes."""
-    changes.call(put, target, values)
+    changes.call(overwrite, target, values)
 
 
 def note_values(changes: Any, tensor: Any, values: Any) -> None:
     """Note in `changes` that the parameter of a tensor is overwritten, with values of the host or the device."""
     values = values if isinstance(values, np.ndarray) else fetch(values)
     if tensor.low is None:
-        changes.call(put, tensor.array, values)
+        changes.call(overwrite, tensor.array, values)
     else:
         high, low = np.empty(values.shape, np.uint16), np.empty(values.shape, np.uint16)
         _formats.split(values, high, low)
-        changes.call(put, tensor.array, high)
-        changes.call(put, tensor.low, low)
+        changes.call(overwrite, tensor.array, high)
+        changes.call(overwrite, tensor.low, low)
 
 
 def note_beside(changes: Any, optimizer: Any, tensor: Any, low: Any, has_average: bool) -> None:  # noqa: ARG001
@@ -176,7 +176,7 @@ def fill(array: Any, code: Any) -> None:
     dtype = np.dtype(seen.dtype)
     n_words = math.prod(seen.shape) * dtype.itemsize // 4
     if n_words < 1 << 16 or seen.address % 4 or math.prod(seen.shape) * dtype.itemsize % 4:
-        memory.put(array, np.full(seen.shape, code, dtype))
+        memory.overwrite(array, np.full(seen.shape, code, dtype))
         return
     word = int(np.full(4 // dtype.itemsize, code, dtype).view(np.int32)[0])
     kernels.stage("fill_words").launch(min(-(-n_words // kernels.THREADS), 4096), 0, seen.address, n_words, word)

@@ -383,7 +383,7 @@ def copy_in(address: int, host: np.ndarray, stream: int = 0) -> None:
 
 
 def copy_out(host: np.ndarray, address: int, stream: int = 0) -> None:
-    """The other way."""
+    """Copy device memory to the host."""
     if not host.nbytes:
         return
     if SIMULATED:
@@ -429,7 +429,7 @@ def fetch(array: Any) -> np.ndarray:
     return host
 
 
-def put(array: Any, values: Any) -> None:
+def overwrite(array: Any, values: Any) -> None:
     """Overwrite a device array."""
     seen = look(array)
     assert seen is not None

@@ -153,7 +153,7 @@ class _Norms:
         k = self._at = (self._at + 1) % len(self._decisions)
         before = self._decisions[k]
         if before is not None:
-            before.result()  # its header's place is used again
+            before.result()  # its place in pinned memory is reused now
         memory.copy_out(self._headers[k], buffers.numbers_at, stream)
         event = self._events[k] = self._events[k] or memory.Event()
         event.record(stream)
@@ -210,7 +210,7 @@ class Plan:
         self._n_norm_blocks = 0
         self._n_trust_blocks = 0
         n_scalars = max(len(self._groups) * (MAX_UNDECIDED + 1), 2)
-        self._is_once = is_once  # no more than one step is set up for
+        self._is_once = is_once  # buffers are then made for a single step
         self._eager = _Buffers(max(len(tensors), 1), n_scalars, self._is_once)
         self._norms: _Norms | None = None
         self._captured_buffers: _Buffers | None = None
@@ -352,7 +352,7 @@ class Plan:
                 last.places[i] = found
                 last.rows[i, _word(layout.GRADIENT)], last.rows[i, _word(layout.STORAGE)] = found
                 last.has_moved = True
-            # of Numba's arrays the same one is always where it was
+            # A gradient that is the same object as in the last step is not looked at again, if its memory cannot move.
             known[i] = weakref.ref(gradient) if memory.never_moves(gradient) else None
         return active
 
@@ -420,7 +420,7 @@ class Plan:
         return made
 
     def _rows_of_scalars(self, active: Sequence[int], n_rows: int) -> tuple[list[int], list[list[bytes]]] | None:
-        """The same for so many rows; None if one of those behind the first does not fit into float32."""
+        """The same for so many rows; None if a scalar in one of the rows behind the first leaves float32."""
         kinds: dict[tuple, int] = {}
         chosen: list[int] = []
         rows: list[list[bytes]] = [[] for _ in range(n_rows)]
@@ -436,7 +436,7 @@ class Plan:
                     packed = self._packed(scalars, group, step)
                     if packed is None:
                         if row is not rows[0]:
-                            return None  # of a step that may never be
+                            return None  # so many steps may not have been applied: refuse only when it is known
                         refusals.refuse_scalars(self._optimizer, i, step)
                     row.append(packed)
             chosen.append(kinds[key])
