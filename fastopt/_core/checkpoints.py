@@ -338,9 +338,7 @@ def _entry(optimizer: Record, state_dict: Mapping[str, Any], key: Any) -> Mappin
         for key, value in entry.items()
         if key not in optimizer.spec.cls.derived_states
     }
-    converted.setdefault(
-        "step", 1 if entry else 0
-    )  # torch's SGD counts none; only the first differs
+    converted.setdefault("step", 1 if entry else 0)  # torch's SGD counts none; only the first differs
     return {**optimizer.spec.running, **converted}
 
 
