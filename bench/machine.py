@@ -27,7 +27,7 @@ def description() -> dict[str, Any]:
     found = caches()
     return {
         "processor": _processor(),
-        "cpus": fastopt._threads._available(),
+        "cpus": fastopt._threads._cpus(),
         "memory_bytes": memory(),
         "caches": found,
         "last_level_cache": last_level_cache(found, fastopt.get_num_threads()),

@@ -19,6 +19,7 @@ class Info(TypedDict):
     isa: str
     isas: list[str]
     n_threads: int
+    n_threads_from: str
     openmp: bool
     backends: list[str]
 
@@ -30,20 +31,22 @@ def info() -> Info:
     -------
     dict
         ``version``; ``isa``, the instruction set in use, and ``isas``, those that were built and run on this
-        processor; ``n_threads``, threads of a step at most; ``openmp``, whether steps can use more than one;
-        ``backends``, those whose packages are installed.
+        processor; ``n_threads``, threads of a step at most, and ``n_threads_from``, what decided on it: an
+        environment variable, "affinity", "cgroup" or "set_num_threads"; ``openmp``, whether steps can use more than
+        one; ``backends``, those whose packages are installed.
 
     Examples
     --------
     >>> import fastopt
     >>> sorted(fastopt.info())
-    ['backends', 'isa', 'isas', 'n_threads', 'openmp', 'version']
+    ['backends', 'isa', 'isas', 'n_threads', 'n_threads_from', 'openmp', 'version']
     """
     return {
         "version": __version__,
         "isa": compiled.isa(),
         "isas": list(compiled.available_isas()),
         "n_threads": _threads.get_num_threads(),
+        "n_threads_from": _threads.source(),
         "openmp": backends.engine().OPENMP,
         "backends": [name for name in backends.NAMES if name != "cuda" or importlib.util.find_spec("numba_cuda")],
     }

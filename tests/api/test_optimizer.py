@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt import _threads
 from fastopt.rules import registry
 from tests.support.configs import CONFIGS, DEFAULTS
 from tests.support.oracle import assert_same_bits
@@ -665,80 +664,14 @@ def test_the_environment_chooses_the_instruction_set(isa, monkeypatch):
 
 def test_info_says_what_runs_here():
     info = fastopt.info()
-    assert set(info) == {"version", "isa", "isas", "n_threads", "openmp", "backends"}
+    assert set(info) == {"version", "isa", "isas", "n_threads", "n_threads_from", "openmp", "backends"}
     assert info["isa"] in info["isas"]
     assert info["isas"][0] == "baseline"
     assert set(info["backends"]) - {"cuda"} == {"cpu", "reference"}
     assert info["n_threads"] == fastopt.get_num_threads()
 
 
-# --- Threads
-
-
-@pytest.fixture
-def forget_threads(monkeypatch):
-    before = fastopt.get_num_threads()
-    for variable in ("FASTOPT_NUM_THREADS", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(_threads, "_n_threads", None)
-    yield monkeypatch
-    fastopt.set_num_threads(before)
-
-
-def test_the_number_of_threads_is_the_one_set(forget_threads):
-    fastopt.set_num_threads(3)
-    assert fastopt.get_num_threads() == 3
-
-
-def test_threads_follow_affinity(forget_threads):
-    if hasattr(os, "sched_getaffinity"):
-        forget_threads.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 7})
-        forget_threads.setattr(_threads, "_cgroup_quota", lambda: None)
-        assert fastopt.get_num_threads() == 3
-
-
-def test_threads_follow_the_cgroup_quota(forget_threads):
-    forget_threads.setattr(_threads, "_cgroup_quota", lambda: 1)
-    assert fastopt.get_num_threads() == 1
-
-
-def test_omp_num_threads_lowers_the_number(forget_threads):
-    forget_threads.setenv("OMP_NUM_THREADS", "1,2")
-    assert fastopt.get_num_threads() == 1
-
-
-def test_fastopt_num_threads_overrides_all(forget_threads):
-    forget_threads.setenv("OMP_NUM_THREADS", "1")
-    forget_threads.setenv("FASTOPT_NUM_THREADS", "5")
-    assert fastopt.get_num_threads() == 5
-
-
-@pytest.mark.parametrize("text", ["none", "0", "-1", "1.5"])
-def test_a_number_of_threads_that_is_none_is_refused(forget_threads, text):
-    forget_threads.setenv("FASTOPT_NUM_THREADS", text)
-    with pytest.raises(ValueError, match="FASTOPT_NUM_THREADS must be a number of threads"):
-        fastopt.get_num_threads()
-
-
-@pytest.mark.parametrize(
-    ("files", "membership", "quota"),
-    [
-        ({"cpu.max": "max 100000"}, "0::/", None),
-        ({"cpu.max": "150000 100000"}, "0::/", 2),
-        ({"a/cpu.max": "max 100000", "cpu.max": "100000 100000"}, "0::/a", 1),
-        ({"a/b/cpu.max": "400000 100000", "a/cpu.max": "300000 100000"}, "0::/a/b", 3),
-        ({"cpu/a/cpu.cfs_quota_us": "200000", "cpu/a/cpu.cfs_period_us": "100000"}, "4:cpu,cpuacct:/a", 2),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "4:cpu:/", None),
-        ({}, "0::/", None),
-    ],
-)
-def test_the_cgroup_quota_is_read_in_both_versions(tmp_path, files, membership, quota):
-    for name, text in files.items():
-        path = tmp_path / "fs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
-    (tmp_path / "self").write_text(membership + "\n")
-    assert _threads._cgroup_quota(tmp_path / "fs", tmp_path / "self") == quota
+# --- Forks
 
 
 def _step_in_a_child(queue):
