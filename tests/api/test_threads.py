@@ -10,17 +10,13 @@ import pytest
 import fastopt
 from fastopt import _threads
 
+CHOOSING = ("FASTOPT_NUM_THREADS", "OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID", _threads.SLURM_RANKS, *_threads.RANKS)
+
 
 @pytest.fixture
 def forget_threads(monkeypatch):
     before = fastopt.get_num_threads()
-    for variable in (
-        "FASTOPT_NUM_THREADS",
-        "OMP_NUM_THREADS",
-        "TORCHELASTIC_RUN_ID",
-        _threads.SLURM_RANKS,
-        *_threads.RANKS,
-    ):
+    for variable in CHOOSING:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(_threads, "_n_threads", None)
     yield monkeypatch
@@ -200,5 +196,4 @@ def test_torchrun_leaves_its_processes_their_share():
 
 def _clean():
     """The environment without what chooses threads."""
-    chosen = ("FASTOPT_NUM_THREADS", "OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID", _threads.SLURM_RANKS, *_threads.RANKS)
-    return {name: value for name, value in os.environ.items() if name not in chosen}
+    return {name: value for name, value in os.environ.items() if name not in CHOOSING}
