@@ -6,12 +6,16 @@ a process of its own for a test that may crash or run out of memory.
 
 import contextlib
 import ctypes
+import faulthandler
 import functools
+import importlib
+import multiprocessing
 import os
-import pickle
 import shutil
 import subprocess
 import sys
+import traceback
+import warnings
 from pathlib import Path
 
 import pytest
@@ -20,7 +24,6 @@ import fastopt
 
 _TRACED = (str(Path(fastopt.__file__).parent) + os.sep, contextlib.__file__)
 _HERE = Path(__file__).parent
-_ROOT = _HERE.parents[1]
 
 
 def interrupted(call, at, error=KeyboardInterrupt):
@@ -71,8 +74,16 @@ def failing_malloc():
 def starve(name, kind, backend, every=1):
     """Let each allocation of an operation, or one of `every`, fail in a process of its own; return their number."""
     library = failing_malloc()
-    environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONMALLOC": "malloc"}
-    return int(_run(["-m", "tests.support.faults", str(library), name, kind, backend, str(every)], environment))
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-m", "tests.support.faults", library, name, kind, backend, str(every)],
+        env={**os.environ, "LD_PRELOAD": str(library), "PYTHONMALLOC": "malloc"},
+        cwd=_HERE.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+    return int(done.stdout)
 
 
 class _Malloc:
@@ -100,11 +111,21 @@ class _Malloc:
 # --- A process of its own
 
 
-def _run(arguments, environment):
-    command = [sys.executable, "-X", "faulthandler", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=_ROOT, timeout=300)
-    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
+_SERVER = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+if hasattr(os, "fork"):
+    _SERVER.set_forkserver_preload(["pytest", "fastopt"])
+
+
+def _report(connection, module, name, arguments):
+    """In the other process: run a test and send what went wrong, if anything did."""
+    faulthandler.enable()
+    warnings.simplefilter("error")
+    try:
+        getattr(importlib.import_module(module), name).__wrapped__(**arguments)
+    except BaseException:
+        connection.send(traceback.format_exc())
+    else:
+        connection.send("")
 
 
 def alone(test):
@@ -112,11 +133,18 @@ def alone(test):
 
     @functools.wraps(test)
     def run(**arguments):
-        code = (
-            f"import sys, pickle; sys.path[:0] = {sys.path!r}; from {test.__module__} import {test.__name__} as test\n"
-            f"test.__wrapped__(**pickle.loads({pickle.dumps(arguments)!r}))"
-        )
-        _run(["-W", "error", "-c", code], {**os.environ})
+        here, there = _SERVER.Pipe(duplex=False)
+        process = _SERVER.Process(target=_report, args=(there, test.__module__, test.__name__, arguments))
+        process.start()
+        there.close()
+        try:
+            failure = here.recv() if here.poll(300) else "no end after 300 seconds"
+        except EOFError:  # it has ended without a word
+            process.join()
+            failure = f"exit status {process.exitcode}"
+        process.kill()
+        process.join()
+        assert not failure, failure
 
     return run
 
