@@ -1,12 +1,16 @@
 """Fixtures that pin the instruction set and let small arrays run on many threads; which tests are exhaustive."""
 
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # for small matrices: other threads would spin more than work
+
 import pytest
 from hypothesis import settings
 
 from fastopt import backends
 from tests.support import tiers
 
-settings.register_profile("default tier", max_examples=10, deadline=None)
+settings.register_profile("default tier", max_examples=5, deadline=None)
 settings.register_profile("exhaustive", max_examples=300, deadline=None)
 
 
