@@ -26,14 +26,14 @@ def each(n):
 
 @pytest.mark.covering(1)
 @pytest.mark.parametrize(("name", "kind", "backend"), CASES)
-@each(23)
+@each(47)
 def test_an_interrupt_at_any_bytecode_leaves_all_as_before_or_as_after(name, kind, backend, every):
     assert operations.Expected(name, kind, backend).survives(interrupted, every) > 10
 
 
 @pytest.mark.covering(1)
 @pytest.mark.parametrize(("name", "kind", "backend"), [case for case in CASES if case[0] != "update, refused"])
-@each(5)
+@each(11)
 def test_a_failure_of_any_allocation_leaves_all_as_before_or_as_after(name, kind, backend, every):
     assert starve(name, kind, backend, every) > 5
 
