@@ -30,7 +30,7 @@ class BuildKernels(build_ext):
         from Cython.Build import cythonize
 
         GENERATED.mkdir(parents=True, exist_ok=True)
-        texts = {"gradient_stage.pxi": _codegen.gradient_stage_source()}
+        texts = {"formats.h": _codegen.formats_header(), "gradient_stage.pxi": _codegen.gradient_stage_source()}
         for row in for_this_machine():
             texts[f"{row.module}.pyx"] = _codegen.cython_source(
                 registry.values(), Path("kernels", "kernels.pyx.in"), row.name

@@ -150,7 +150,7 @@ def build() -> None:
     text = source(isa)
     flags = [*_codegen.FLAGS, *INSTRUCTION_SETS[isa].flags]
     files = sorted(path for path in (ROOT / "kernels").iterdir() if path.suffix in (".h", ".pxd"))
-    headers = "".join(path.read_text(encoding="utf-8") for path in files)
+    headers = _codegen.formats_header() + "".join(path.read_text(encoding="utf-8") for path in files)
     made = hashlib.sha256(repr((text, headers, flags, sys.version)).encode()).hexdigest()[:16]
     compiled.add_kernels(_module(text, flags, CACHE / made).KERNELS)
 
@@ -174,7 +174,8 @@ def _compile(text: str, flags: list[str], folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.pyx"
     path.write_text(text, encoding="utf-8")
-    include = [str(ROOT / "kernels")]
+    (folder / "formats.h").write_text(_codegen.formats_header(), encoding="utf-8")
+    include = [str(ROOT / "kernels"), str(folder)]
     extension = Extension(name, [str(path)], include_dirs=include, extra_compile_args=flags)
     made = cythonize([extension], include_path=include, build_dir=str(folder), quiet=True)
     command: Any = Distribution({"ext_modules": made}).get_command_obj("build_ext")

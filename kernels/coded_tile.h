@@ -20,7 +20,7 @@ typedef struct {
     block_function block;
     tile_function float32; /* the same rule on float32 states */
     int n_states;
-    int is_signed[MAX_CODED_STATES];
+    int is_signed[MAX_ROUNDED_STATES];
 } coded_rule;
 
 /* Encodes up to 64 values of every state, from element `at` of a tile on, the long way. */
@@ -76,7 +76,7 @@ static void run_coded_tile(
     const coded_rule *rule, float *p, const float *g, void *const *states, uint16_t *const *scales, ptrdiff_t start,
     ptrdiff_t n, const float *scalars, const tile_context *context
 ) {
-    float values[MAX_CODED_STATES][TILE_ELEMENTS] ALIGNED_64;
+    float values[MAX_ROUNDED_STATES][TILE_ELEMENTS] ALIGNED_64;
     uint32_t overflow[TILE_ELEMENTS / CODE_BLOCK][CODE_WORDS] ALIGNED_64;
     uint32_t any[CODE_WORDS] ALIGNED_64 = {0}, overflows = 0;
     ptrdiff_t n_blocks = n / CODE_BLOCK;
@@ -85,9 +85,9 @@ static void run_coded_tile(
         ptrdiff_t at = block * CODE_BLOCK;
         uint64_t bits = dither_bits(context, context->index + start + at);
         uint32_t flagged = 0;
-        block_code code[MAX_CODED_STATES];
-        void *codes[MAX_CODED_STATES];
-        float *block_values[MAX_CODED_STATES];
+        block_code code[MAX_ROUNDED_STATES];
+        void *codes[MAX_ROUNDED_STATES];
+        float *block_values[MAX_ROUNDED_STATES];
         prefetch_block(p + at, context->distance);
         prefetch_block(g + at, context->distance);
         for (int k = 0; k < rule->n_states; k++) {

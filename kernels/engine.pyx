@@ -40,15 +40,15 @@ from libc.string cimport memcmp, memcpy, memset
 cimport numpy as cnp
 
 from kernel cimport (
-    LANES, MAX_HYPERS, MAX_RUNNING, MAX_SCALARS, MAX_STATES, STATES_8BIT, STATES_BFLOAT16, STATES_FLOAT32,
-    TILE_ELEMENTS, kernel, tile_context, tile_function, tile_stages,
+    CODE_BLOCK, LANES, MAX_HYPERS, MAX_RUNNING, MAX_SCALARS, MAX_STATES, NORM_BLOCK, STATES_FLOAT32, TILE_ELEMENTS,
+    kernel, tile_context, tile_function, tile_stages,
 )
 
 import weakref
 
 import numpy
 
-from fastopt import _messages
+from fastopt import _formats, _messages
 from fastopt._core import groups, refusals
 from fastopt._core.options import ACCUMULATED as accumulated
 
@@ -63,6 +63,9 @@ cdef extern from "prefetch.h":
     enum: FAR_DISTANCE
     enum: NEAR_DISTANCE
     enum: FAR_FROM
+
+cdef extern from "dither.h":
+    uint64_t dither_key(uint64_t, int64_t) noexcept nogil
 
 cdef extern from "control_word.h":
     ctypedef unsigned int control_word
@@ -99,10 +102,8 @@ HYPER_POSITIONS = {"lr": HYPER_LR}
 """Hyperparameters that the engine itself reads -> their positions among a kernel's."""
 
 cdef enum:
-    CODE_BLOCK = 64      # elements of a tensor whose 8-bit states share a scale; divides a tile
     SEGMENT_WEIGHT = 64  # what starting a segment costs, in elements; balances many small tensors
     GIL_BELOW = 16384    # elements for which releasing the GIL costs more than it gives
-    NORM_BLOCK = 16384   # elements of one partial sum of a norm; a multiple of a tile
 
 # How an array of gradients or copies holds its numbers.
 cdef enum:

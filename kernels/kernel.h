@@ -10,12 +10,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Bounds of one kernel's states and host scalars. */
-#define MAX_STATES 4
-#define MAX_SCALARS 32
+#include "formats.h"
+
+/* Bounds of one kernel's numbers, beside those in formats.h. */
 #define MAX_HYPERS 32
 #define MAX_RUNNING 4
-#define MAX_CODED_STATES 3 /* 20 of 64 random bits each */
 
 /* Elements of one call of a kernel at most. */
 #define TILE_ELEMENTS 1024
@@ -28,9 +27,6 @@ typedef struct {
     uint32_t step;
     int32_t distance; /* elements */
 } tile_context;
-
-/* How an optimizer keeps its states. */
-enum { STATES_FLOAT32, STATES_BFLOAT16, STATES_8BIT, N_STATE_DTYPES };
 
 /* Updates `n` parameters at `p`, whose gradients are at `g`, and elements [start, start + n) of the states, which are
  * float32, bfloat16 or codes with `scales`. A kernel that gives its update writes it into the float32 stream behind
@@ -47,7 +43,7 @@ typedef void (*scalars_function)(const double *hyper, double step, double *runni
 typedef double (*trust_function)(const double *hyper, double p_norm, double other_norm);
 
 typedef struct {
-    tile_function tile[N_STATE_DTYPES];
+    tile_function tile[N_STATE_DTYPES]; /* in the order of the enum in formats.h */
     scalars_function scalars;
     trust_function trust; /* NULL: none */
     int n_scalars;
@@ -75,10 +71,6 @@ typedef struct {
     /* sums[(lane + i) % LANES] += (scale * x[i])^2 in float64, for i in order */
     void (*sum_squares)(const float *x, ptrdiff_t n, float scale, ptrdiff_t lane, double *sums);
 } tile_stages;
-
-/* Independent sums of a reduction: element i of its index space belongs to lane i % LANES, whatever the vector
- * width. */
-#define LANES 32
 
 #if defined(__GNUC__)
 #define ALIGNED_64 __attribute__((aligned(64)))

@@ -10,9 +10,9 @@ cdef extern from "kernel.h":
     enum: MAX_RUNNING
     enum: TILE_ELEMENTS
     enum: LANES
+    enum: NORM_BLOCK
+    enum: CODE_BLOCK
     enum: STATES_FLOAT32
-    enum: STATES_BFLOAT16
-    enum: STATES_8BIT
     enum: N_STATE_DTYPES
     ctypedef float* stream
     ctypedef uint16_t* halves

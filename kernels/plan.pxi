@@ -99,7 +99,7 @@ cdef class Plan:
     cdef bint ema_warmup
     cdef int bfloat16_type  # NumPy's number of the bfloat16 type last seen, or -1
     cdef int state_dtype     # STATES_FLOAT32, ...: which of a kernel's tile functions runs
-    cdef int state_size      # bytes of an element of a state
+    cdef StateFormat format
     cdef uint64_t seed
     cdef int distance        # of prefetches
     cdef Active* zeroable   # the gradients that were last found to be disjoint
@@ -154,10 +154,11 @@ cdef class Plan:
         self.pipeline.copy_storage = FLOAT16 if optimizer.copy_dtype == "float16" else BFLOAT16
         self.bfloat16_type = cnp.NPY_UINT16 if optimizer.grad_dtype == "bfloat16" else -1
         self.seed = optimizer.seed
-        self.state_dtype = {
-            "float32": STATES_FLOAT32, "bfloat16": STATES_BFLOAT16, "8bit": STATES_8BIT
-        }[optimizer.state_dtype]
-        self.state_size = 4
+        self.state_dtype = _formats.STATE_DTYPES.index(optimizer.state_dtype)
+        codec = _formats.common_codec(optimizer.state_dtype, [spec.kinds[name] for name in self.state_names])
+        self.format.size = codec.dtype.itemsize
+        self.format.has_scales = codec.has_scales
+        self.format.is_rounded = codec.is_rounded
         self.arrays = []
         self.ranges = optimizer._ranges
         self.shapes = <cnp.npy_intp*>calloc(n_dims + 1, sizeof(cnp.npy_intp))
@@ -191,7 +192,6 @@ cdef class Plan:
                 kept = tensor.states.get(self.state_names[k])
                 if kept is not None:
                     t.states[k] = <char*>data_of(kept)
-                    self.state_size = <int>cnp.PyArray_ITEMSIZE(<cnp.ndarray>kept)
                 t.scales[k] = <uint16_t*>data_of(tensor.scales.get(self.state_names[k]))
         self.group_values = [None] * self.n_groups
         self.identity = self.guard.begin_plan()

@@ -16,8 +16,8 @@
 /* Elements of a step from which arrays are taken to come from memory. */
 #define FAR_FROM (1 << 20)
 
-/* Elements of a stage's loop, and of a loop over states in low precision. */
-#define BLOCK 64
+/* Elements of a stage's loop. */
+#define STAGE_BLOCK 64
 /* How far ahead a stage fetches. */
 #define STAGE_DISTANCE 128
 
@@ -30,7 +30,7 @@
 static inline void prefetch_line(const float *line, ptrdiff_t distance) { FETCH(line + distance, 0); }
 
 static inline void prefetch_block(const float *block, ptrdiff_t distance) {
-    for (int line = 0; line < BLOCK; line += 16)
+    for (int line = 0; line < STAGE_BLOCK; line += 16)
         FETCH(block + distance + line, 0);
 }
 

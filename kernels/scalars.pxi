@@ -1,20 +1,6 @@
 # Room 4: host scalars of every (group, step count), and tensors that become segments. Part of engine.pyx.
 
 
-cdef inline uint64_t dither_key(uint64_t seed, int64_t step) noexcept nogil:
-    """What the rounding of one step draws its bits from: two rounds of SplitMix64's finalizer."""
-    cdef uint64_t x = seed
-    cdef int k
-    for k in range(2):
-        x += <uint64_t>0x9E3779B97F4A7C15
-        x = (x ^ (x >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
-        x = (x ^ (x >> 27)) * <uint64_t>0x94D049BB133111EB
-        x ^= x >> 31
-        if k == 0:
-            x ^= <uint64_t>step
-    return x
-
-
 cdef inline double warmed_up(double decay, double step) noexcept nogil:
     """The average's decay in step number `step` (1 is the first): its first steps forget the initial weights."""
     cdef double ramp = (1.0 + step) / (10.0 + step)
@@ -92,7 +78,7 @@ cdef Py_ssize_t make_segments(Plan plan, Py_ssize_t* total, float grad_scale, fl
         following.n_states = group.n_states
         following.n = t.n
         following.context.distance = plan.distance
-        if plan.state_dtype != STATES_FLOAT32:
+        if plan.format.is_rounded:
             following.context.step = <uint32_t>(t.step[0] + 1)
             following.context.key = dither_key(plan.seed, t.step[0] + 1)
             following.context.index = t.index
@@ -112,7 +98,7 @@ cdef Py_ssize_t make_segments(Plan plan, Py_ssize_t* total, float grad_scale, fl
         following.scalars = scalars
         total[0] += t.n
         same = trust == NO_TRUST and segment.n > 0 and segment.scalars == scalars
-        if same and follows(&segment, &following, plan.state_size):
+        if same and follows(&segment, &following, &plan.format):
             segment.n += t.n
             continue
         if segment.n:

@@ -45,22 +45,35 @@ cdef inline Py_ssize_t item_size(int storage) noexcept nogil:
     return 4 if storage == FLOAT32 else 2
 
 
-cdef inline bint follows(const Segment* before, const Segment* after, int state_size) noexcept nogil:
-    """Whether every array of `after` continues that of `before` in memory; `state_size` is in bytes an element."""
+cdef struct StateFormat:
+    # How states are kept (a `Codec` in fastopt/_formats).
+    int size        # bytes an element
+    bint has_scales  # one for every CODE_BLOCK elements
+    bint is_rounded  # with random bits, which depend on the element's index
+
+
+cdef StateFormat FLOAT32_STATES
+FLOAT32_STATES.size = 4
+FLOAT32_STATES.has_scales = False
+FLOAT32_STATES.is_rounded = False
+
+
+cdef inline bint follows(const Segment* before, const Segment* after, const StateFormat* format) noexcept nogil:
+    """Whether every array of `after` continues that of `before` in memory."""
     cdef int k
-    if state_size == 1 and before.n % CODE_BLOCK != 0:
+    if format.has_scales and before.n % CODE_BLOCK != 0:
         return False
     for k in range(after.n_states):
-        if <char*>before.states[k] + before.n * state_size != <char*>after.states[k]:
+        if <char*>before.states[k] + before.n * format.size != <char*>after.states[k]:
             return False
-        if after.scales[k] != NULL and before.scales[k] + before.n // CODE_BLOCK != after.scales[k]:
+        if format.has_scales and before.scales[k] + before.n // CODE_BLOCK != after.scales[k]:
             return False
     if after.p != NULL:
         if before.p + before.n != after.p:
             return False
     elif before.high + before.n != after.high or before.low + before.n != after.low:
         return False
-    if state_size != 4 and before.context.index + before.n != after.context.index:
+    if format.is_rounded and before.context.index + before.n != after.context.index:
         return False
     if before.storage != after.storage or before.gradient + before.n * item_size(before.storage) != after.gradient:
         return False

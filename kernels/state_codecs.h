@@ -10,11 +10,11 @@
  *
  * Randomness. No generator is carried along: the number for element e of state k is
  *
- *     r(e, k) = lane[e % 64] ^ (20 bits of hash(seed, step, e / 64), other ones for every k)
+ *     r(e, k) = stratum[e % 64] ^ (20 bits of hash(seed, step, e / 64), other ones for every k)
  *
  * (in 8 bits counted from the block's first element, which stands for e / 64)
  *
- * with lane[j] = the 6 bits of j reversed, times 2^14. Each element's r is uniform and independent from step to step;
+ * with stratum[j] = the 6 bits of j reversed, times 2^14. Each element's r is uniform and independent from step to step;
  * the 64 elements of a block get 64 different strata of [0, 1) (a digital net under a random digital shift), so
  * their errors cancel better than independent ones would. A hash for 64 elements and one xor an element: a hash
  * per element (7 instructions with two multiplications) made bfloat16 steps 15% slower. Results depend on the seed,
@@ -52,41 +52,27 @@
 #include <string.h>
 
 #include "codecs.h"
+#include "dither.h"
 #include "kernel.h"
 
-#define CODE_BLOCK 64       /* elements that share a scale */
-#define CODE_WORDS 16       /* words of four codes in a block */
-#define FLAGGED 0x100u      /* in a scale: the block holds inf or NaN */
-#define LARGEST_SCALE 254u  /* biased exponent of the top binade */
-#define LOWERED_EVERY 16    /* steps */
-#define OVERFLOW_BITS 0xf8000000u
-#define TOP_BIT 0x04000000u /* of a code, among the same bits */
-/* Binades that a new scale leaves free above the largest value: they cost range at the lower end, no precision. A
- * second moment that starts from 0 grows by a factor of 1000. */
-#define SIGNED_HEADROOM 1u
-#define UNSIGNED_HEADROOM 2u
+/* Beside what formats.h has: */
+#define CODE_WORDS 16                                              /* words of four codes in a block */
+#define OVERFLOW_BITS (~0u << CODE_SHIFT << 7)                     /* above a code of 7 bits */
+#define TOP_BIT ((SIGNED_LARGEST_CODE + 1u) / 2u << CODE_SHIFT)    /* of a code of 7 bits */
 
 /* --- Randomness */
 
-#define LANE(j) \
+/* The strata of a block's elements. */
+#define STRATUM(j) \
     ((((j) & 1u) << 5 | ((j) & 2u) << 3 | ((j) & 4u) << 1 | ((j) & 8u) >> 1 | ((j) & 16u) >> 3 | ((j) & 32u) >> 5))
-#define LANES_4(j, shift) LANE(j) << shift, LANE(j + 1u) << shift, LANE(j + 2u) << shift, LANE(j + 3u) << shift
-#define LANES_16(j, shift) \
-    LANES_4(j, shift), LANES_4(j + 4u, shift), LANES_4(j + 8u, shift), LANES_4(j + 12u, shift)
-#define LANES_64(shift) LANES_16(0u, shift), LANES_16(16u, shift), LANES_16(32u, shift), LANES_16(48u, shift)
+#define STRATA_4(j, shift) \
+    STRATUM(j) << (shift), STRATUM(j + 1u) << (shift), STRATUM(j + 2u) << (shift), STRATUM(j + 3u) << (shift)
+#define STRATA_16(j, shift) \
+    STRATA_4(j, shift), STRATA_4(j + 4u, shift), STRATA_4(j + 8u, shift), STRATA_4(j + 12u, shift)
+#define STRATA_64(shift) STRATA_16(0u, shift), STRATA_16(16u, shift), STRATA_16(32u, shift), STRATA_16(48u, shift)
 
-static const uint32_t LANES_OF_20_BITS[64] = {LANES_64(14)};
-static const uint32_t LANES_OF_16_BITS[64] = {LANES_64(10)};
-
-/* 60 random bits, 20 for each of three states, for the elements from `first` on (the finalizer of SplitMix64). */
-static inline uint64_t dither_bits(const tile_context *context, int64_t first) {
-    uint64_t x = context->key + (uint64_t)first * 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
-
-static inline uint32_t dither_of_state(uint64_t bits, int state) { return (uint32_t)(bits >> (20 * state)) & 0xfffffu; }
+static const uint32_t STRATA_OF_20_BITS[CODE_BLOCK] = {STRATA_64(RANDOM_BITS - 6)};
+static const uint32_t STRATA_OF_16_BITS[CODE_BLOCK] = {STRATA_64(16 - 6)};
 
 /* --- bfloat16 */
 
@@ -117,15 +103,15 @@ typedef struct {
 
 static const code_masks MASKS = {
     0x80000000u,
-    0x07f00000u,
-    0x0ff00000u,
+    (uint32_t)SIGNED_LARGEST_CODE << CODE_SHIFT,
+    (uint32_t)UNSIGNED_LARGEST_CODE << CODE_SHIFT,
     {0x7fu, 0x7f00u, 0x7f0000u, 0x7f000000u},
     {0x80u, 0x8000u, 0x800000u, 0x80000000u},
     {0xffu, 0xff00u, 0xff0000u, 0xff000000u},
 };
 
 static inline block_code signed_code(uint32_t scale, uint32_t random) {
-    uint32_t base = (scale - 15u) << 23;
+    uint32_t base = (scale - SIGNED_BINADES) << 23;
     block_code code = {base, (0u - base) ^ random, bits_float(base), 0.0f};
     return code;
 }
@@ -133,47 +119,44 @@ static inline block_code signed_code(uint32_t scale, uint32_t random) {
 /* delta is 15/16 of the unit, so that code 0 stands for 1/16: small, not 0. In the smallest block that is subnormal,
  * and flushed. */
 static inline block_code unsigned_code(uint32_t scale, uint32_t random) {
-    uint32_t base = (scale - 31u) << 23;
+    uint32_t base = (scale - UNSIGNED_BINADES) << 23;
     block_code code = {base, (0u - base) ^ random, bits_float(base) * 0.9375f, bits_float(base)};
     return code;
 }
-
-#define SIGNED_SMALLEST_SCALE 19u   /* the step next to 0 is the smallest normal float32 */
-#define UNSIGNED_SMALLEST_SCALE 35u
 
 static inline uint32_t shift_left(uint32_t x, int by) { return by >= 0 ? x << by : x >> -by; }
 
 /* Value of byte j of a word of codes. */
 static inline float decode_signed(uint32_t word, int j, const block_code *code, const code_masks *masks) {
-    float y = bits_float((shift_left(word, 20 - 8 * j) & masks->signed_bits) + code->base) - code->delta;
+    float y = bits_float((shift_left(word, CODE_SHIFT - 8 * j) & masks->signed_bits) + code->base) - code->delta;
     return bits_float(float_bits(y) | (shift_left(word, 24 - 8 * j) & masks->sign));
 }
 
 static inline float decode_unsigned(uint32_t word, int j, const block_code *code, const code_masks *masks) {
-    return bits_float((shift_left(word, 20 - 8 * j) & masks->unsigned_bits) + code->base) - code->delta;
+    return bits_float((shift_left(word, CODE_SHIFT - 8 * j) & masks->unsigned_bits) + code->base) - code->delta;
 }
 
 /* Bits of |x| + delta above the base, dithered: the code is from bit 20 on, and fits if nothing is above bit 26. */
-static inline uint32_t encode_signed(float x, uint32_t lane, const block_code *code, const code_masks *masks) {
+static inline uint32_t encode_signed(float x, uint32_t stratum, const block_code *code, const code_masks *masks) {
     float y = bits_float(float_bits(x) & ~masks->sign) + code->delta;
-    return float_bits(y) + (lane ^ code->random);
+    return float_bits(y) + (stratum ^ code->random);
 }
 
 /* The same, up to bit 27. A NaN passes the maximum. */
-static inline uint32_t encode_unsigned(float x, uint32_t lane, const block_code *code) {
+static inline uint32_t encode_unsigned(float x, uint32_t stratum, const block_code *code) {
     float y = x + code->delta;
     y = code->floor > y ? code->floor : y;
-    return float_bits(y) + (lane ^ code->random);
+    return float_bits(y) + (stratum ^ code->random);
 }
 
 /* The code as byte j of a word. */
 static inline uint32_t signed_byte(uint32_t encoded, float x, int j, const code_masks *masks) {
-    return (shift_left(encoded, 8 * j - 20) & masks->magnitude_byte[j]) |
+    return (shift_left(encoded, 8 * j - CODE_SHIFT) & masks->magnitude_byte[j]) |
            (shift_left(float_bits(x), 8 * j - 24) & masks->sign_byte[j]);
 }
 
 static inline uint32_t unsigned_byte(uint32_t encoded, int j, const code_masks *masks) {
-    return shift_left(encoded, 8 * j - 20) & masks->whole_byte[j];
+    return shift_left(encoded, 8 * j - CODE_SHIFT) & masks->whole_byte[j];
 }
 
 /* --- 8 bits: blocks, the long way. `is_signed` is a constant in every copy, and a loop does one thing: so that it
@@ -206,7 +189,7 @@ static inline void decode_block_of(
     int is_signed, const uint8_t *codes, ptrdiff_t n, uint32_t scale, float *__restrict values
 ) {
     block_code code = is_signed ? signed_code(scale & 0xffu, 0) : unsigned_code(scale & 0xffu, 0);
-    uint32_t special = scale & FLAGGED ? (is_signed ? 126u : 254u) : 256u;
+    uint32_t special = scale & FLAGGED ? (is_signed ? SIGNED_LARGEST_CODE : UNSIGNED_LARGEST_CODE) - 1u : 256u;
     uint32_t bytes[CODE_BLOCK];
     take_apart(codes, n, bytes);
     for (ptrdiff_t i = 0; i < n; i++) {
@@ -226,8 +209,8 @@ static void decode_block(const uint8_t *codes, ptrdiff_t n, int is_signed, uint3
 }
 
 static inline uint32_t encoded_bits(int is_signed, float x, ptrdiff_t i, const block_code *code) {
-    return is_signed ? encode_signed(x, LANES_OF_20_BITS[i], code, &MASKS)
-                     : encode_unsigned(x, LANES_OF_20_BITS[i], code) >> 1;
+    return is_signed ? encode_signed(x, STRATA_OF_20_BITS[i], code, &MASKS)
+                     : encode_unsigned(x, STRATA_OF_20_BITS[i], code) >> 1;
 }
 
 static inline void encode_block_of(
@@ -246,7 +229,7 @@ static inline void encode_block_of(
     if (!flagged && !(any & OVERFLOW_BITS) && !(lowers && !(any & TOP_BIT) && chosen > smallest)) {
         for (ptrdiff_t i = 0; i < n; i++) {
             uint32_t sign = is_signed ? (float_bits(values[i]) >> 24) & 0x80u : 0u;
-            bytes[i] = encoded_bits(is_signed, values[i], i, &code) >> (is_signed ? 20 : 19) | sign;
+            bytes[i] = encoded_bits(is_signed, values[i], i, &code) >> (is_signed ? CODE_SHIFT : CODE_SHIFT - 1) | sign;
         }
         put_together(bytes, n, codes);
         return;
@@ -260,11 +243,11 @@ static inline void encode_block_of(
     chosen = ((largest + 0x3fffffu) >> 23) + headroom;
     chosen = chosen < smallest ? smallest : chosen > LARGEST_SCALE ? LARGEST_SCALE : chosen;
     code = is_signed ? signed_code(chosen, random) : unsigned_code(chosen, random);
-    uint32_t limit = (is_signed ? 127u : 255u) - 2u * special;
+    uint32_t limit = (is_signed ? SIGNED_LARGEST_CODE : UNSIGNED_LARGEST_CODE) - 2u * special;
     for (ptrdiff_t i = 0; i < n; i++) {
         uint32_t bits = float_bits(values[i]);
         uint32_t infinite = (is_signed ? bits & 0x7fffffffu : bits) == 0x7f800000u; /* without a sign, -inf is NaN */
-        uint32_t encoded = encoded_bits(is_signed, values[i], i, &code) >> (is_signed ? 20 : 19);
+        uint32_t encoded = encoded_bits(is_signed, values[i], i, &code) >> (is_signed ? CODE_SHIFT : CODE_SHIFT - 1);
         uint32_t magnitude = encoded > limit ? limit : encoded;
         magnitude = (bits & 0x7fffffffu) >= 0x7f800000u ? limit + 2u - infinite : magnitude;
         bytes[i] = magnitude | (is_signed ? (bits >> 24) & 0x80u : 0u);

@@ -35,7 +35,7 @@ cdef Py_ssize_t make_sum_segments(Plan plan, Py_ssize_t* total) noexcept:
         following.gradient = plan.active[k].gradient
         following.storage = plan.active[k].storage
         total[0] += t.n
-        if segment.n and follows(&segment, &following, 4):
+        if segment.n and follows(&segment, &following, &FLOAT32_STATES):
             segment.n += t.n
             continue
         if segment.n:

@@ -5,6 +5,7 @@
 
 from fastopt._codegen.cython import cython_source as cython_source
 from fastopt._codegen.engine import gradient_stage_source as gradient_stage_source
+from fastopt._codegen.headers import formats_header as formats_header
 from fastopt._codegen.language import FUNCTIONS as FUNCTIONS
 from fastopt._codegen.language import Kernel as Kernel
 from fastopt._codegen.language import RuleError as RuleError

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fastopt._codegen import host_functions
-from fastopt._codegen.language import Assignment, Kernel, RuleError, clip, kernels
+from fastopt._codegen.language import Assignment, Kernel, clip, kernels
+from fastopt._formats import STATE_DTYPES
+from fastopt._formats.constants import RANDOM_BITS
 from fastopt.rules.spec import Spec
 
 
@@ -49,28 +51,13 @@ _TILE_ARGUMENTS = (
 
 
 def kernel_source(kernel: Kernel) -> str:
-    """The tile functions of `kernel`, one for each type of state, and the loops they are made of."""
-    text = _float32_tile(kernel)
-    if kernel.states:
-        text += _bfloat16_tile(kernel)
-    if is_coded(kernel):
-        text += _coded_tile(kernel)
-    return text
+    """The tile functions of `kernel`, one for each format of its states, and the loops they are made of."""
+    return "".join(_TILES[name](kernel) for name in kernel.formats())
 
 
-def _tile_names(kernel: Kernel) -> tuple[str, str, str]:
-    """Names of its tile functions for states in float32, bfloat16 and 8 bits."""
-    float32 = f"{kernel.name}_tile"
-    bfloat16 = f"{kernel.name}_bfloat16_tile" if kernel.states else float32
-    return float32, bfloat16, f"{kernel.name}_coded_tile" if is_coded(kernel) else bfloat16
-
-
-def is_coded(kernel: Kernel) -> bool:
-    """Whether it has states that 8 bits can hold; weights take bfloat16 at least."""
-    weights = [kind == "weights" for kind in kernel.kinds]
-    if any(weights) and not all(weights):
-        raise RuleError(f"{kernel.name}: states of weights beside others cannot be kept in 8 bits")
-    return bool(kernel.states) and not any(weights)
+def _tile_name(kernel: Kernel, codec: str) -> str:
+    """Name of its tile function for states in the format of this name."""
+    return f"{kernel.name}_tile" if codec == "float32" else f"{kernel.name}_{codec}_tile"
 
 
 def _indented(lines: Iterable[str], indent: int) -> str:
@@ -122,14 +109,14 @@ def _bfloat16_tile(kernel: Kernel) -> str:
     of_type = {stream: "halves" if stream in kernel.states else "stream" for stream in kernel.streams}
     arguments = [f"{of_type[stream]} {stream}_stream" for stream in kernel.streams]
     arguments += [f"uint32_t {state}_random" for state in kernel.states]
-    arguments += ["const uint32_t* lanes", "Py_ssize_t n", *(f"float {name}" for name in kernel.used_scalars)]
+    arguments += ["const uint32_t* strata", "Py_ssize_t n", *(f"float {name}" for name in kernel.used_scalars)]
     values = ", ".join([*kernel.streams, *kernel.temporaries])
     body = [f"{stream} = {stream}_stream[i]" for stream in ("p", "g")]
     body += [f"{state} = bfloat16_to_f32({state}_stream[i])" for state in kernel.states]
     body += _statements(kernel.body)
     body += [f"{stream}_stream[i] = {stream}" for stream in kernel.stored if stream not in kernel.states]
     body += [
-        f"{state}_stream[i] = f32_to_bfloat16_dithered({state}, lanes[i] ^ {state}_random)" for state in kernel.states
+        f"{state}_stream[i] = f32_to_bfloat16_dithered({state}, strata[i] ^ {state}_random)" for state in kernel.states
     ]
     unpack = ["cdef stream p_stream = p", "cdef stream g_stream = <stream>g"]
     unpack += [
@@ -140,10 +127,10 @@ def _bfloat16_tile(kernel: Kernel) -> str:
     fetch = {"halves": "prefetch_bfloat16", "stream": "prefetch_block"}
     prefetch = [f"{fetch[of_type[stream]]}({stream}_stream + at, context.distance)" for stream in kernel.streams]
     at = [f"{stream}_stream + at" for stream in kernel.streams]
-    at += [f"dither_of_state(bits, {k}) >> 4" for k in range(len(kernel.states))]
+    at += [f"dither_of_state(bits, {k}) >> {RANDOM_BITS - 16}" for k in range(len(kernel.states))]
 
-    def call(lanes: str, n: str, indent: int) -> str:
-        return f"{name}_span(\n{_wrapped([*at, lanes, n, *kernel.used_scalars], indent + 4)}\n{' ' * indent})"
+    def call(strata: str, n: str, indent: int) -> str:
+        return f"{name}_span(\n{_wrapped([*at, strata, n, *kernel.used_scalars], indent + 4)}\n{' ' * indent})"
 
     return f"""
 
@@ -161,24 +148,24 @@ cdef void {name}_tile(
 ) noexcept nogil:
 {_indented(unpack, 4)}
     cdef Py_ssize_t at = 0
-    cdef Py_ssize_t lane, length
+    cdef Py_ssize_t place, length
     cdef uint64_t bits
     while at < n:
-        lane = (context.index + start + at) & (BLOCK - 1)
-        length = min(BLOCK - lane, n - at)
-        bits = dither_bits(context, context.index + start + at - lane)
-        if length == BLOCK:
+        place = (context.index + start + at) & (CODE_BLOCK - 1)
+        length = min(CODE_BLOCK - place, n - at)
+        bits = dither_bits(context, context.index + start + at - place)
+        if length == CODE_BLOCK:
 {_indented(prefetch, 12)}
-            {call("LANES_OF_16_BITS", "BLOCK", 12)}
+            {call("STRATA_OF_16_BITS", "CODE_BLOCK", 12)}
         else:
-            {call("LANES_OF_16_BITS + lane", "length", 12)}
+            {call("STRATA_OF_16_BITS + place", "length", 12)}
         at += length
 """
 
 
-def _coded_tile(kernel: Kernel) -> str:
+def _8bit_tile(kernel: Kernel) -> str:
     """A full block of 64 elements, as 16 words of 4 codes for every state, and the tile around it."""
-    name = f"{kernel.name}_coded"
+    name = f"{kernel.name}_8bit"
     is_signed = {state: kind == "signed" for state, kind in zip(kernel.states, kernel.kinds, strict=True)}
     arguments = ["stream p_stream", "stream g_stream"]
     passed = ["p", "<stream>g"]
@@ -207,13 +194,13 @@ def _coded_tile(kernel: Kernel) -> str:
         for state in kernel.states:
             if is_signed[state]:
                 body += [
-                    f"{state}_encoded = encode_signed({state}, LANES_OF_20_BITS[{at}], {state}_code, masks)",
+                    f"{state}_encoded = encode_signed({state}, STRATA_OF_20_BITS[{at}], {state}_code, masks)",
                     f"over_signed |= {state}_encoded",
                     f"{state}_made |= signed_byte({state}_encoded, {state}, {j}, masks)",
                 ]
             else:
                 body += [
-                    f"{state}_encoded = encode_unsigned({state}, LANES_OF_20_BITS[{at}], {state}_code)",
+                    f"{state}_encoded = encode_unsigned({state}, STRATA_OF_20_BITS[{at}], {state}_code)",
                     f"over_unsigned |= {state}_encoded",
                     f"{state}_made |= unsigned_byte({state}_encoded, {j}, masks)",
                 ]
@@ -257,6 +244,10 @@ cdef void {name}_tile(
 """
 
 
+_TILES = {"float32": _float32_tile, "bfloat16": _bfloat16_tile, "8bit": _8bit_tile}
+"""By the names of the formats; the first is what others fall back to."""
+
+
 def _statements(assignments: Iterable[Assignment]) -> list[str]:
     return [f"{assignment.name} = {_cython(assignment.expression, _ToCython)}" for assignment in assignments]
 
@@ -276,8 +267,9 @@ def cython_source(specs: Iterable[Spec], template: Path, isa: str) -> str:
         trust = f"{spec.rule_name}_trust" if spec.trust else "NULL"
         for kernel in kernels(spec):
             text.append(kernel_source(kernel))
+            tiles = [_tile_name(kernel, kernel.codec(state_dtype).name) for state_dtype in STATE_DTYPES]
             table.append(
-                f"KERNELS[{kernel.name!r}] = make_kernel(\n    {', '.join(_tile_names(kernel))},\n"
+                f"KERNELS[{kernel.name!r}] = make_kernel(\n    [{', '.join(tiles)}],\n"
                 f"    {spec.rule_name}_scalars, {trust}, {kernel.states!r}, {len(kernel.scalars)},\n)"
             )
     source = template.read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from fastopt._formats import STATE_DTYPES, Codec, common_codec
 from fastopt.rules import gradient_stage
 from fastopt.rules.spec import Spec
 
@@ -157,6 +158,17 @@ class Kernel:
         """Streams that are written; never the gradient."""
         assigned = {assignment.name for assignment in self.body} - {"g"}
         return tuple(n for n in self.streams if n in assigned and not (n == "p" and self.gives_update))
+
+    def codec(self, state_dtype: str) -> Codec:
+        """How its states are kept under `state_dtype`; float32 where it has none."""
+        try:
+            return common_codec(state_dtype, self.kinds)
+        except ValueError as error:
+            raise RuleError(f"{self.name}: {error}") from None
+
+    def formats(self) -> list[str]:
+        """Names of the formats that its states can be kept in."""
+        return list(dict.fromkeys(self.codec(state_dtype).name for state_dtype in STATE_DTYPES))
 
     @property
     def bytes_moved(self) -> int:

@@ -184,7 +184,8 @@ def _note_plain(
     """
     spec, states, engine = optimizer.spec, state_dict["state"], backends.engine()
     has_more = optimizer.ema_decay is not None or optimizer.copy_dtype is not None or optimizer.master is not None
-    if has_more or optimizer._backend.ON_DEVICE or optimizer.state_dtype == "8bit" or type(states) is not dict:
+    has_scales = any(tensors.codec_of(optimizer, name).has_scales for name in spec.states)
+    if has_more or has_scales or optimizer._backend.ON_DEVICE or type(states) is not dict:
         return matched
     needed = [spec.states_for(spec.flags(values)) for values in hypers]
     expected = [{"step", *spec.running, *names} for names in needed]
@@ -402,8 +403,7 @@ def as_kept(
             array = array.view(np.uint16)
         check_array(array, what, shape=shape, dtypes=(source.dtype.type,), writable=False)
         scales = entry.get(scale_name(key), np.zeros(0, np.uint16))
-        if isinstance(source, _formats.EightBit):
-            source.check_scales(scales, f"{type(optimizer).__name__}: scales of state {key!r} of {label}", array.size)
+        source.check_scales(scales, f"{type(optimizer).__name__}: scales of state {key!r} of {label}", array.size)
         if source is not kept:
             array, scales = kept.encode(source.decode(array, scales))
         result.pop(scale_name(key), None)

@@ -86,9 +86,8 @@ def made_states(
     """
     initial = 0.0 if values is None else optimizer.spec.initial(name, values)
     codec = codec_of(optimizer, name)
-    dtype = optimizer._arrays.bfloat16() if isinstance(codec, _formats.Bfloat16) else codec.dtype
-    block = _formats.BLOCK if codec.has_scales else 1
-    arrays = optimizer._arrays.state_arrays([tensor.array for tensor in tensors], dtype, block)
+    dtype = optimizer._arrays.bfloat16() if codec.is_bfloat16 else codec.dtype
+    arrays = optimizer._arrays.state_arrays([tensor.array for tensor in tensors], dtype, codec.block)
     code, scale = codec.encode(np.full(1, initial, np.float32))
     if code.any():
         for array in arrays:

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 import fastopt
 from fastopt import _formats, backends, demo
-from fastopt._formats import BLOCK, FLAGGED, Bfloat16, EightBit, Random
+from fastopt._formats import CODE_BLOCK, FLAGGED, Bfloat16, EightBit, Random
 from fastopt.backends import compiled
 from fastopt.rules import registry
 from tests.support.configs import CONFIGS, DEFAULTS
@@ -63,7 +63,7 @@ def gradients(n, n_steps=20):
 
 @pytest.mark.covering(2)
 @pytest.mark.usefixtures("parallel_from_the_first_element")
-@pytest.mark.parametrize("n", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * TILE + 100])
+@pytest.mark.parametrize("n", [1, CODE_BLOCK - 1, CODE_BLOCK, CODE_BLOCK + 1, 3 * TILE + 100])
 @pytest.mark.parametrize("isa", compiled.available_isas())
 @pytest.mark.parametrize("state_dtype", LOW)
 @pytest.mark.parametrize("config", [c for c in CONFIGS if not c.spec.trust], ids=str)
@@ -100,7 +100,7 @@ def stepped(config, cuts, state_dtype, isa, n_threads, monkeypatch, neighbours=F
 @pytest.mark.parametrize("config", DEFAULTS, ids=str)
 @pytest.mark.bits
 def test_threads_and_instruction_sets_change_no_bit(config, state_dtype, n_threads, isa, monkeypatch):
-    cuts = [21 * TILE + 17, 21 * TILE + 17 + 5 * BLOCK]
+    cuts = [21 * TILE + 17, 21 * TILE + 17 + 5 * CODE_BLOCK]
     expected = stepped(config, cuts, state_dtype, "baseline", 1, monkeypatch)
     assert stepped(config, cuts, state_dtype, isa, n_threads, monkeypatch) == expected
 
@@ -112,7 +112,7 @@ def test_threads_and_instruction_sets_change_no_bit(config, state_dtype, n_threa
 def test_splits_change_no_bit(config, state_dtype, neighbours, monkeypatch):
     """In 8 bits at whole blocks, the last array may end anywhere; in bfloat16 at any element."""
     n = 5 * TILE + 33
-    cuts = [BLOCK, 7 * BLOCK, TILE + 3 * BLOCK, 4 * TILE, n]
+    cuts = [CODE_BLOCK, 7 * CODE_BLOCK, TILE + 3 * CODE_BLOCK, 4 * TILE, n]
     if state_dtype == "bfloat16":
         cuts = [1, 2, 65, 1000, TILE + 7, n]
     whole = stepped(config, [n], state_dtype, compiled.isa(), 2, monkeypatch)
@@ -204,8 +204,8 @@ def every_code(codec):
     if not codec.has_scales:
         return np.arange(2**16, dtype=np.uint16), np.zeros(0, np.uint16)
     scales = np.arange(codec.smallest_scale, 255, dtype=np.uint16)
-    scales = np.repeat(np.concatenate([scales, scales | FLAGGED]), 256 // BLOCK)
-    return np.tile(np.arange(256, dtype=np.uint8), scales.size * BLOCK // 256), scales
+    scales = np.repeat(np.concatenate([scales, scales | FLAGGED]), 256 // CODE_BLOCK)
+    return np.tile(np.arange(256, dtype=np.uint8), scales.size * CODE_BLOCK // 256), scales
 
 
 @EACH_CODEC
@@ -217,7 +217,7 @@ def test_every_code_survives_decoding_and_encoding(codec):
     finite = np.isfinite(values)
     close = np.abs(decoded_again[finite].astype(np.float64) - values[finite]) <= np.abs(values[finite]) * 2.0**-3
     tiny = np.abs(values[finite]) < 1e-30
-    kept_scale = np.repeat(scales & FLAGGED == 0, BLOCK) if codec.has_scales else np.ones(codes.size, bool)
+    kept_scale = np.repeat(scales & FLAGGED == 0, CODE_BLOCK) if codec.has_scales else np.ones(codes.size, bool)
     same = again == codes
     if codec is SIGNED:
         same |= codes == 0x80  # -0 may be kept, or not
@@ -280,23 +280,23 @@ def test_inf_and_nan_survive_and_errors_are_below_a_unit(codec, values):
         return
     finite = np.isfinite(values)
     assert np.isfinite(decoded[finite]).all()
-    limit = np.repeat(scales & 0xFF == 254, BLOCK)[: values.size]  # the largest may be cut off there
-    unit = np.repeat(np.ldexp(1.0, (scales & 0xFF).astype(int) - 127 - codec.binades), BLOCK)[: values.size]
+    limit = np.repeat(scales & 0xFF == 254, CODE_BLOCK)[: values.size]  # the largest may be cut off there
+    unit = np.repeat(np.ldexp(1.0, (scales & 0xFF).astype(int) - 127 - codec.binades), CODE_BLOCK)[: values.size]
     x = np.where(finite, values, 0).astype(np.float64)
     error = np.abs(np.where(finite, decoded, 0) - x)
     assert (error <= (np.abs(x) + unit) / 8 * 1.001)[~limit].all()
 
 
 def test_zeros_stay_zeros_and_neighbours_of_an_outlier_keep_their_precision():
-    values = np.zeros(2 * BLOCK, np.float32)
+    values = np.zeros(2 * CODE_BLOCK, np.float32)
     codes, scales = SIGNED.encode(values, Random(0, 1, 0, 0))
     assert not SIGNED.decode(codes, scales).any()
     assert not UNSIGNED.decode(*UNSIGNED.encode(values, Random(0, 1, 0, 0))).any()
-    values[:BLOCK] = 1e-3
+    values[:CODE_BLOCK] = 1e-3
     values[5] = 1.0
     decoded = SIGNED.decode(*SIGNED.encode(values))
-    np.testing.assert_allclose(decoded[:BLOCK], values[:BLOCK], rtol=0.125)
-    assert not decoded[BLOCK:].any()
+    np.testing.assert_allclose(decoded[:CODE_BLOCK], values[:CODE_BLOCK], rtol=0.125)
+    assert not decoded[CODE_BLOCK:].any()
 
 
 def test_a_second_moment_beside_larger_ones_never_becomes_zero():
@@ -308,7 +308,7 @@ def test_a_second_moment_beside_larger_ones_never_becomes_zero():
 @EACH_CODEC
 def test_rounding_is_right_on_average(codec):
     """Over 4,000 steps the mean of an encoded number is the number, within 5 standard deviations of the mean."""
-    values = (10.0 ** np.linspace(-3, 0, BLOCK)).astype(np.float32)
+    values = (10.0 ** np.linspace(-3, 0, CODE_BLOCK)).astype(np.float32)
     fresh = codec.encode(values)[1]
     draws = np.array([codec.decode(*codec.encode(values, Random(9, t, 0, 0), fresh)) for t in range(4000)])
     deviation = draws.std(axis=0) / np.sqrt(len(draws))
@@ -323,7 +323,7 @@ def test_the_second_moment_is_right_after_20000_noisy_steps(state_dtype):
     """Each element's own size, over five orders of magnitude: the mean of v / E(g^2) is 1 within 2%."""
     n = 4096
     rng = np.random.default_rng(0)
-    size = (10.0 ** np.repeat(rng.uniform(-4, 1, n // BLOCK), BLOCK)).astype(np.float32)
+    size = (10.0 ** np.repeat(rng.uniform(-4, 1, n // CODE_BLOCK), CODE_BLOCK)).astype(np.float32)
     noise = rng.standard_normal(1_000_000, np.float32)
     ratios = {}
     for dtype in ("float32", state_dtype):
@@ -591,7 +591,7 @@ def test_codes_of_every_array_begin_at_a_word():
     buffer = fastopt.FlatBuffer({"a": 33, "b": 200, "c": (7, 100), "d": 1, "e": 128, "f": 64})
     optimizer = fastopt.Adam(buffer, state_dtype="8bit")
     for state in optimizer.state.values():
-        assert state["exp_avg"].ctypes.data % BLOCK == 0
+        assert state["exp_avg"].ctypes.data % CODE_BLOCK == 0
     e, f = optimizer.state["e"]["exp_avg"], optimizer.state["f"]["exp_avg"]
     assert f.ctypes.data == e.ctypes.data + e.nbytes
 

@@ -119,6 +119,19 @@ def test_a_state_that_the_rule_never_uses_is_refused(tmp_path):
         _codegen.kernels(spec)
 
 
+def test_states_that_a_state_dtype_keeps_in_two_formats_are_refused(tmp_path):
+    spec = optimizer(
+        tmp_path,
+        "average = a; a = b; b = average; p = p - lr * g; return p, a, b",
+        states='{"a": 0.0, "b": 0.0}\n    state_kinds = {"b": "weights"}',
+        arguments="p, g, a, b, lr",
+    )
+    (kernel,) = _codegen.kernels(spec)
+    assert kernel.codec("bfloat16").name == "bfloat16"
+    with pytest.raises(_codegen.RuleError, match="8bit keeps these states in different formats: 8bit, bfloat16"):
+        kernel.codec("8bit")
+
+
 @pytest.mark.parametrize(
     ("scalars", "message"),
     [
@@ -148,7 +161,7 @@ def test_no_kernel_has_a_branch_or_a_float64_operation(spec):
     for kernel in _codegen.kernels(spec):
         text = cython.kernel_source(kernel)
         loops = re.findall(r"^cdef inline void \w+_span\(.*?\n\n\n", text, re.MULTILINE | re.DOTALL)
-        assert len(loops) == 1 + bool(kernel.states) + cython.is_coded(kernel)
+        assert len(loops) == len(kernel.formats())
         for loop in loops:
             assert not re.search(r"\d\.\d|\bdouble\b", loop)
             assert not re.search(r"^\s+if ", loop, re.MULTILINE)
@@ -233,6 +246,7 @@ def signum(tmp_path_factory):
     loader.loader.exec_module(module)
     source = folder / "signum_kernels.pyx"
     source.write_text(_codegen.cython_source([module.Signum.spec], TEMPLATE, "baseline"))
+    (folder / "formats.h").write_text(_codegen.formats_header())
     built = _build(folder, source)
     compiled.add_kernels(built.KERNELS)
     yield module.Signum
@@ -248,7 +262,7 @@ def _build(folder, source):
     extension = Extension(
         source.stem,
         [str(source)],
-        include_dirs=[str(TEMPLATE.parent)],
+        include_dirs=[str(TEMPLATE.parent), str(folder)],
         extra_compile_args=list(_codegen.FLAGS),
     )
     made = cythonize([extension], include_path=[str(TEMPLATE.parent)], build_dir=str(folder), quiet=True)

@@ -48,13 +48,16 @@ def source(folder, part):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     pytest.importorskip("Cython", reason="generating kernels needs Cython")
-    return tmp_path_factory.mktemp("vectorized")
+    folder = tmp_path_factory.mktemp("vectorized")
+    (folder / "formats.h").write_text(_codegen.formats_header())
+    return folder
 
 
 @pytest.mark.parametrize(("instruction_set", "part"), CASES)
 def test_every_loop_is_vectorized(folder, instruction_set, part):
     path = source(folder, part)
-    command = ["gcc", "-fPIC", "-S", str(path), f"-I{KERNELS}", f"-I{sysconfig.get_paths()['include']}"]
+    include = [f"-I{place}" for place in (KERNELS, folder, sysconfig.get_paths()["include"])]
+    command = ["gcc", "-fPIC", "-S", str(path), *include]
     report = ["-fopt-info-vec-optimized", "-o", os.devnull]
     compiled = subprocess.run(
         [*command, *_codegen.FLAGS, *instruction_set.flags, *report], capture_output=True, text=True

@@ -22,7 +22,6 @@ except ImportError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 from fastopt import cuda
-from fastopt._codegen import cuda as codegen
 from fastopt.backends.cuda import kernels, operations
 from tests.support.configs import DEFAULTS
 
@@ -89,7 +88,7 @@ def test_a_rule_compiles_to_exactly_rounded_float32_and_wide_accesses(rule, stat
     assert ".f64" not in re.sub(r"//.*", "", ptx)
     assert ".local" not in ptx, "values in memory that belong into registers"
     kernel = kernels.description(rule)
-    codec = codegen._state_codec(kernel, state_dtype)
+    codec = kernel.codec(state_dtype).name
     wide = 2 + (len(kernel.states) if codec == "float32" else 0)  # parameters, gradients, states
     # an update may not depend on the parameters: then the compiler leaves them where they are
     assert count(r"ld\.global\.v4\.[fbu]32", ptx) >= wide - kernel.gives_update

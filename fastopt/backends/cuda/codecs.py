@@ -5,7 +5,26 @@ The formats, and why they are as they are, are explained there. Four neighbours 
 
 from __future__ import annotations
 
-from fastopt.backends.cuda.layout import BFLOAT16, BLOCK, FLOAT16, FLOAT32
+from fastopt._formats.constants import (
+    CODE_BLOCK,
+    CODE_SHIFT,
+    FLAGGED,
+    LARGEST_SCALE,
+    LOWERED_EVERY,
+    RANDOM_BITS,
+    SIGNED_BINADES,
+    SIGNED_HEADROOM,
+    SIGNED_LARGEST_CODE,
+    SIGNED_SMALLEST_SCALE,
+    SPLITMIX_FACTOR_1,
+    SPLITMIX_FACTOR_2,
+    SPLITMIX_INCREMENT,
+    UNSIGNED_BINADES,
+    UNSIGNED_HEADROOM,
+    UNSIGNED_LARGEST_CODE,
+    UNSIGNED_SMALLEST_SCALE,
+)
+from fastopt.backends.cuda.layout import BFLOAT16, FLOAT16, FLOAT32
 from fastopt.backends.cuda.operations import (
     add,
     bits,
@@ -183,27 +202,25 @@ def store4_parameters(p, low, i, n, whole, a, b, c, d):
 
 # --- States in 16 and 8 bits: random numbers
 
-_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
 
 @device("uint64(uint64, int64)")
 def dither_bits(key, first):
-    """60 random bits, 20 for each of three states, for the elements from `first` on."""
-    x = uint64(key + uint64(uint64(first) * uint64(_GOLDEN)))
-    x = uint64((x ^ (x >> uint64(30))) * uint64(_FIRST))
-    x = uint64((x ^ (x >> uint64(27))) * uint64(_SECOND))
+    """Random bits for the elements from `first` on, `RANDOM_BITS` for each state."""
+    x = uint64(key + uint64(uint64(first) * uint64(SPLITMIX_INCREMENT)))
+    x = uint64((x ^ (x >> uint64(30))) * uint64(SPLITMIX_FACTOR_1))
+    x = uint64((x ^ (x >> uint64(27))) * uint64(SPLITMIX_FACTOR_2))
     return uint64(x ^ (x >> uint64(31)))
 
 
 @device("uint32(uint64, int64)")
 def dither_of_state(random, state):
-    return uint32((random >> uint64(20 * state)) & uint64(0xFFFFF))
+    return uint32((random >> uint64(RANDOM_BITS * state)) & uint64((1 << RANDOM_BITS) - 1))
 
 
 @device("uint32(int64)")
-def stratum(lane):
-    """The 6 bits of an element's place in its block, reversed, as 20 bits."""
-    return uint32((reverse(uint32(lane)) >> 26) << 14)
+def stratum(place):
+    """What an element's random bits are xored with: the 6 bits of its place in its block, reversed."""
+    return uint32((reverse(uint32(place)) >> 26) << (RANDOM_BITS - 6))
 
 
 @device("uint32(float32, uint32)")
@@ -262,18 +279,19 @@ def f32_of_stored(storage, a, b, c, d):
 @device("uint32(float32, uint64, uint64, int64, int64, int64)")
 def _dithered(x, random, next_random, first, element, state):
     """One of four neighbours, the first of which is `first`: `next_random` is for those of the block behind."""
-    chosen = next_random if element // BLOCK != first // BLOCK else random
-    return f32_to_bfloat16_dithered(x, uint32((stratum(element % BLOCK) ^ dither_of_state(chosen, state)) >> 4))
+    chosen = next_random if element // CODE_BLOCK != first // CODE_BLOCK else random
+    random_bits = stratum(element % CODE_BLOCK) ^ dither_of_state(chosen, state)
+    return f32_to_bfloat16_dithered(x, uint32(random_bits >> (RANDOM_BITS - 16)))
 
 
 @device("void(int64, int64, int64, boolean, uint64, int64, int64, float32, float32, float32, float32)")
 def store4_bfloat16(address, i, n, whole, key, index, state, a, b, c, d):
     """Rounded stochastically; `index` is the optimizer's of the array's first element."""
     first = index + i
-    random = dither_bits(key, first - first % BLOCK)
+    random = dither_bits(key, first - first % CODE_BLOCK)
     next_random = random
-    if (first + 3) // BLOCK != first // BLOCK:
-        next_random = dither_bits(key, first + 3 - (first + 3) % BLOCK)
+    if (first + 3) // CODE_BLOCK != first // CODE_BLOCK:
+        next_random = dither_bits(key, first + 3 - (first + 3) % CODE_BLOCK)
     store4_u16(
         address,
         i,
@@ -290,11 +308,9 @@ def store4_bfloat16(address, i, n, whole, key, index, state, a, b, c, d):
 # full block is element 16 j + i, so those four are byte t / 4 of words 4 (t % 4) and after: 16 bytes. A short block
 # is in natural order.
 
-_FLAGGED = 0x100
-_OVERFLOW_BITS = 0xF8000000
-_TOP_BIT = 0x04000000
-_LOWERED_EVERY = 16
-_LARGEST_SCALE = 254
+_OVERFLOW_BITS = 0xFFFFFFFF << (CODE_SHIFT + 7) & 0xFFFFFFFF
+_TOP_BIT = (SIGNED_LARGEST_CODE + 1) // 2 << CODE_SHIFT
+"""Above a code of 7 bits, and its highest bit, where a code starts in a float."""
 
 
 @device("int64(int64)")
@@ -305,8 +321,8 @@ def shift_of_code(i):
 @device("UniTuple(uint32, 4)(int64, int64, int64)")
 def read4_codes(address, i, n):
     """Words with the codes of elements [i, i + 4), with i a multiple of 4: at bit `shift_of_code(i)` of each."""
-    start = i - i % BLOCK
-    if start + BLOCK <= n:
+    start = i - i % CODE_BLOCK
+    if start + CODE_BLOCK <= n:
         return load_u32x4(address + start + 16 * (i // 4 % 4))
     zero = uint32(0)
     shift = shift_of_code(i)
@@ -328,13 +344,13 @@ def _joined(word):
 @device("void(int64, int64, int64, uint32, uint32, uint32, uint32)")
 def store4_codes(address, i, n, a, b, c, d):
     """Every thread of the warp must call."""
-    start = i - i % BLOCK
+    start = i - i % CODE_BLOCK
     shift = 8 * (i // 16 % 4)
     first = _joined(uint32(a << shift))
     second = _joined(uint32(b << shift))
     third = _joined(uint32(c << shift))
     fourth = _joined(uint32(d << shift))
-    if start + BLOCK <= n:
+    if start + CODE_BLOCK <= n:
         if shift == 0:
             store_u32x4(address + start + 16 * (i // 4 % 4), first, second, third, fourth)
     else:
@@ -351,7 +367,7 @@ def store4_codes(address, i, n, a, b, c, d):
 @device("uint32(uint32, boolean)")
 def _base(scale, is_signed):
     """Bits of delta's exponent."""
-    return uint32(uint32((scale & 0xFF) - (15 if is_signed else 31)) << 23)
+    return uint32(uint32((scale & 0xFF) - (SIGNED_BINADES if is_signed else UNSIGNED_BINADES)) << 23)
 
 
 @device("float32(uint32, boolean)")
@@ -365,10 +381,10 @@ def _delta(base, is_signed):
 def decode_code(code, scale, is_signed):
     """The number that a code stands for under its block's scale."""
     base = _base(scale, is_signed)
-    largest = 127 if is_signed else 255
+    largest = SIGNED_LARGEST_CODE if is_signed else UNSIGNED_LARGEST_CODE
     magnitude = code & largest
-    value = bits(sub(from_bits(uint32((magnitude << 20) + base)), _delta(base, is_signed)))
-    if (scale & _FLAGGED) != 0 and magnitude >= largest - 1:
+    value = bits(sub(from_bits(uint32((magnitude << CODE_SHIFT) + base)), _delta(base, is_signed)))
+    if (scale & FLAGGED) != 0 and magnitude >= largest - 1:
         value = uint32(0x7F800000 if magnitude == largest - 1 else 0x7FC00000)
     sign = uint32((code & 0x80) << 24) if is_signed else uint32(0)
     return from_bits(uint32(value | sign))
@@ -376,7 +392,7 @@ def decode_code(code, scale, is_signed):
 
 @device("uint32(float32, uint32, uint32, boolean)")
 def _encoded(x, scale, random, is_signed):
-    """Code, from bit 20 on, in the bits of a float counted from delta's; too large where it does not fit."""
+    """Code, from bit `CODE_SHIFT` on, in the bits of a float counted from delta's; too large where it does not fit."""
     base = _base(scale, is_signed)
     if is_signed:
         y = add(from_bits(uint32(bits(x) & 0x7FFFFFFF)), from_bits(base))
@@ -398,7 +414,7 @@ def _counted(x, is_signed):
 @device("uint32(float32, uint32, uint32, uint32, boolean)")
 def _code(x, scale, random, limit, is_signed):
     """The code of `x`: at most `limit`, above which are those of infinity and NaN."""
-    encoded = _encoded(x, scale, random, is_signed) >> 20
+    encoded = _encoded(x, scale, random, is_signed) >> CODE_SHIFT
     magnitude = uint32(limit if encoded > limit else encoded)
     pattern = bits(x) & 0x7FFFFFFF if is_signed else bits(x)
     if (bits(x) & 0x7FFFFFFF) >= 0x7F800000:
@@ -438,11 +454,11 @@ def store4_coded(codes, scales, i, n, key, index, step, state, is_signed, scale,
     `scale` is the block's before the step; it stays unless a code does not fit, a value is not finite, or it is
     this block's turn to be looked at and its largest code has lost the top bit.
     """
-    start = i - i % BLOCK
+    start = i - i % CODE_BLOCK
     random = dither_of_state(dither_bits(key, index + start), state)
-    lane = i % BLOCK
-    ra, rb = uint32(stratum(lane) ^ random), uint32(stratum(lane + 1) ^ random)
-    rc, rd = uint32(stratum(lane + 2) ^ random), uint32(stratum(lane + 3) ^ random)
+    place = i % CODE_BLOCK
+    ra, rb = uint32(stratum(place) ^ random), uint32(stratum(place + 1) ^ random)
+    rc, rd = uint32(stratum(place + 2) ^ random), uint32(stratum(place + 3) ^ random)
     kept = uint32(scale & 0xFF)
     encoded = uint32(
         _encoded(a, kept, ra, is_signed)
@@ -461,19 +477,19 @@ def store4_coded(codes, scales, i, n, key, index, step, state, is_signed, scale,
             _larger(uint32(bits(c) & 0x7FFFFFFF), uint32(bits(d) & 0x7FFFFFFF)),
         )
     )
-    smallest = uint32(19 if is_signed else 35)
-    lowers = ((index + start) // BLOCK + step) % _LOWERED_EVERY == 0
-    fits = (scale & _FLAGGED) == 0 and (encoded & _OVERFLOW_BITS) == 0
+    smallest = uint32(SIGNED_SMALLEST_SCALE if is_signed else UNSIGNED_SMALLEST_SCALE)
+    lowers = ((index + start) // CODE_BLOCK + step) % LOWERED_EVERY == 0
+    fits = (scale & FLAGGED) == 0 and (encoded & _OVERFLOW_BITS) == 0
     falls = lowers and (encoded & _TOP_BIT) == 0 and kept > smallest
-    limit = uint32(127 if is_signed else 255)
+    limit = uint32(SIGNED_LARGEST_CODE if is_signed else UNSIGNED_LARGEST_CODE)
     chosen = kept
     flag = uint32(0)
     if not fits or falls:
-        chosen = uint32((uint32(largest + 0x3FFFFF) >> 23) + (1 if is_signed else 2))
+        chosen = uint32((uint32(largest + 0x3FFFFF) >> 23) + (SIGNED_HEADROOM if is_signed else UNSIGNED_HEADROOM))
         chosen = smallest if chosen < smallest else chosen
-        chosen = uint32(_LARGEST_SCALE if chosen > _LARGEST_SCALE else chosen)
+        chosen = uint32(LARGEST_SCALE if chosen > LARGEST_SCALE else chosen)
         if special >= 0x7F800000:
-            flag = uint32(_FLAGGED)
+            flag = uint32(FLAGGED)
             limit = uint32(limit - 2)
     store4_codes(
         codes,
@@ -485,4 +501,4 @@ def store4_coded(codes, scales, i, n, key, index, step, state, is_signed, scale,
         _code(d, chosen, rd, limit, is_signed),
     )
     if i == start and i < n:
-        store_u16(scales + 2 * (i // BLOCK), uint32(chosen | flag))
+        store_u16(scales + 2 * (i // CODE_BLOCK), uint32(chosen | flag))

@@ -22,6 +22,7 @@ from numba import cuda
 
 from fastopt import _codegen, _formats
 from fastopt._codegen import cuda as codegen
+from fastopt._formats import constants
 from fastopt._info import __version__
 from fastopt.backends.cuda import memory, stages
 from fastopt.backends.cuda.operations import SIMULATED
@@ -54,6 +55,7 @@ def _origin() -> bytes:
     digest = hashlib.sha256(f"{__version__} {sys.version} {_version('numba-cuda')} {_version('numba')}".encode())
     for module in ("codecs", "kernels", "layout", "operations", "stages"):
         digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+    digest.update(Path(constants.__file__).read_bytes())
     digest.update("".join(stages.TEXTS).encode())
     return digest.digest()
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 import functools
 import struct
 
-MAX_STATES = 4
+from fastopt._formats.constants import CODE_BLOCK as CODE_BLOCK
+from fastopt._formats.constants import LANES as LANES
+from fastopt._formats.constants import MAX_SCALARS, MAX_STATES
+from fastopt._formats.constants import NORM_BLOCK as NORM_BLOCK
 
 # --- A row of the table: byte offsets of its int64 words
 P = 0
@@ -83,7 +86,7 @@ header = struct.Struct("<4i3f4iI3d2i48x")
 """All of it, in this order."""
 
 # --- Host scalars of one kind of tensor: float32 words of its rule, what its rounding draws from, its average's
-KEY = 4 * 32
+KEY = 4 * MAX_SCALARS
 """uint64: hash of seed and step."""
 STEP = KEY + 8
 """int32."""
@@ -106,9 +109,3 @@ def scalars(n: int) -> struct.Struct:
 COUNT = 0
 """int32: applied steps, of those that the device decides."""
 CONTROL = 16
-
-LANES = 32
-NORM_BLOCK = 16384
-"""Elements of one partial sum of a norm, as in kernels/engine.pyx."""
-BLOCK = 64
-"""Elements that share random bits, and a scale in 8 bits."""

@@ -226,7 +226,8 @@ class Plan:
         rows, sizes = self._rows, self._itemsizes
         is_split = optimizer.master is not None
         sizes[[_word(layout.P), _word(layout.LOW)]] = 2 if is_split else 4, 2 if is_split else 0
-        self._element_bytes = {"float32": 4, "bfloat16": 2, "8bit": 1}[optimizer.state_dtype]
+        kinds = [self._spec.kinds[name] for name in self._spec.states]
+        self._codec = _formats.common_codec(optimizer.state_dtype, kinds)
         for k, tensor in enumerate(optimizer._tensors):
             row = rows[k]
             row[_word(layout.N)] = tensor.size
@@ -449,7 +450,7 @@ class Plan:
         values, hypers = self._group_dicts[group], [0.0] * layout.MAX_TRUST_HYPERS
         for k, name in enumerate(self._trust_hypers):
             hypers[k] = values[name]
-        key = int(_formats.dither_key(self._seed, step)) if self._element_bytes != 4 else 0
+        key = int(_formats.dither_key(self._seed, step)) if self._codec.is_rounded else 0
         decay = host_scalars.average_decay(self._optimizer, step)
         try:
             return layout.scalars(len(scalars)).pack(*scalars, key, step & 0x7FFFFFFF, decay, 1.0 - decay, *hypers)
@@ -512,9 +513,7 @@ class Plan:
         sizes[:, 1] = 2
         sizes[:, 2] = np.where(rows[:, _word(layout.STORAGE)] == layout.FLOAT32, 4, 2)
         sizes[:, 4] = 2
-        sizes[:, 6:] = self._element_bytes
-        if self._element_bytes == 1 and "weights" in self._spec.kinds.values():
-            sizes[:, 6:] = 2
+        sizes[:, 6:] = self._codec.dtype.itemsize
         return sizes
 
     def _follows(self, rows: np.ndarray, names: np.ndarray) -> np.ndarray:
@@ -527,12 +526,12 @@ class Plan:
         same = continues.all(axis=1) & (names[1:] == names[:-1])
         for offset in (layout.SCALARS, layout.STORAGE):
             same &= before[:, _word(offset)] == after[:, _word(offset)]
-        if self._element_bytes != 4:
+        if self._codec.is_rounded:
             same &= before[:, _word(layout.INDEX)] + n[:, 0] == after[:, _word(layout.INDEX)]
         scales = before[:, _word(layout.SCALES) :]
         if scales.any():
-            same &= n[:, 0] % layout.BLOCK == 0
-            following = scales + n // layout.BLOCK * 2
+            same &= n[:, 0] % layout.CODE_BLOCK == 0
+            following = scales + n // layout.CODE_BLOCK * 2
             same &= ((after[:, _word(layout.SCALES) :] == following) | (scales == 0)).all(axis=1)
         return np.concatenate([[False], same])
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fastopt import _formats
+from fastopt._formats import dither
 from fastopt.backends.cuda import codecs
 from tests.support import lockstep  # noqa: F401  skips where there is no numba-cuda
 from tests.support.unfused import as_bfloat16
@@ -75,5 +76,5 @@ def test_random_bits_are_those_of_the_host():
         random = _formats.Random(2**63 + 5, 12345, 0, position)
         key = int(_formats.dither_key(random.seed, random.step))
         drawn = [codecs.dither_of_state(codecs.dither_bits(key, int(k)), position) for k in first]
-        assert drawn == _formats.dither(random, first).tolist()
-    assert [codecs.stratum(lane) for lane in range(64)] == _formats._LANES.tolist()
+        assert drawn == dither.dither(random, first).tolist()
+    assert [codecs.stratum(lane) for lane in range(64)] == dither.STRATA.tolist()
