@@ -104,7 +104,7 @@ cdef double sum_squares(
 
 
 cdef double gradient_norm(Plan plan, double grad_scale, int n_threads):
-    """Global L2 norm of the gathered gradients, scaled."""
+    """Global L2 norm of the gathered gradients, scaled; over those of all processes if the plan reduces sums."""
     cdef Py_ssize_t k, total = 0
     cdef Active* active
     cdef Piece piece
@@ -123,4 +123,6 @@ cdef double gradient_norm(Plan plan, double grad_scale, int n_threads):
         result = sum_squares(
             plan.pieces, plan.n_active, total, <float>grad_scale, plan.pipeline.stages, plan.sums, n_threads
         )
+    if plan.reduce_sum is not None:
+        result = plan.reduce_sum(result)
     return sqrt(result)

@@ -70,6 +70,7 @@ cdef class Plan:
     cdef list arrays
     cdef Ranges ranges
     cdef Guard guard
+    cdef object reduce_sum  # None, or turns the sum of squares of this process into that of all
     cdef Planned* tensors
     cdef cnp.npy_intp* shapes
     cdef Py_ssize_t n_tensors
@@ -120,6 +121,7 @@ cdef class Plan:
         self.param_groups = optimizer.param_groups
         self.group_dicts = optimizer._groups
         self.guard = optimizer._guard
+        self.reduce_sum = optimizer._reduce_sum
         self.state_names = tuple(spec.states)
         self.n_running = len(spec.running)
         self.names = optimizer._names or ()

@@ -50,6 +50,7 @@ class Record:
         "_plan",
         "_ranges",
         "_read",
+        "_reduce_sum",
         "_seed",
         "_structure",
         "_tensors",
@@ -83,6 +84,8 @@ class Record:
         """The tensors of each group, for the plan."""
         self._read: list[tuple[Any, tuple[str, ...]] | None] = []
         """Of each group the parameters and states that were last found to fit."""
+        self._reduce_sum: Callable[[float], float] | None = None
+        """Turns a sum of squares over the gradients of this process into that over all processes."""
         self._by_update = by_update
         """Whether parameters come with `update`."""
         self._given: dict[str, Any] | None = None

@@ -58,6 +58,7 @@ class _Plan:
         self._reference = weakref.ref(optimizer)  # in a cycle, large states would wait for the garbage collector
         self._checked = backends.engine().Plan(optimizer, None)
         self._guard = optimizer._guard
+        self._reduce_sum = optimizer._reduce_sum
         self.n_threads = 1
         self._accumulated: tuple[int, list[np.ndarray | None]] = (0, [])
         """Calls of `accumulate`, and the sum of every tensor that they gave gradients."""
@@ -118,7 +119,8 @@ class _Plan:
             scaled = [(position, decoded(gradient) * np.float32(grad_scale)) for position, gradient in gathered]
             norm = None
             if max_norm is not None or skip_nonfinite:
-                norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for _, g in scaled))
+                total = sum(float(np.sum(np.square(g, dtype=np.float64))) for _, g in scaled)
+                norm = math.sqrt(total if self._reduce_sum is None else self._reduce_sum(total))
             applied = not skip_nonfinite or math.isfinite(norm or 0.0)
             if max_norm is not None and norm is not None and not math.isinf(max_norm):
                 coefficient = np.float64(gradient_stage.clip_coefficient(norm, max_norm))
