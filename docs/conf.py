@@ -47,6 +47,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 doctest_global_setup = "import numpy as np\nimport fastopt"
 
 sphinx_gallery_conf = {
+    "ignore_pattern": r"zero_with_mpi\.py",  # runs on several processes; the guide shows it
     "examples_dirs": [str(DOCS.parent / "examples")],
     "gallery_dirs": ["gallery"],
     "backreferences_dir": "gallery/backreferences",
