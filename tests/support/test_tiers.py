@@ -9,12 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastopt import _formats
+from fastopt._instruction_sets import for_this_machine
 from fastopt.backends import compiled
 from tests.bits.test_fused import STAGES
 from tests.support.configs import CONFIGS, DEFAULTS
+from tests.support.operations import OPERATIONS
 from tests.support.tiers import covering
 
-BITS = Path(__file__).parents[1] / "bits"
+ROOT = Path(__file__).resolve().parents[2]
+LEAVE_SOME_OUT = (
+    "bits/test_bits.py",
+    "bits/test_fused.py",
+    "bits/test_low_precision.py",
+    "robustness/test_transactions.py",
+    "codegen/test_vectorized.py",
+    "cuda/test_cuda.py",
+)
 ISAS = compiled.available_isas()
 LOW = ["bfloat16", "8bit"]
 
@@ -43,9 +54,9 @@ def test_a_case_on_its_own_is_kept():
 @pytest.fixture(scope="module")
 def default_tier():
     """Names of the tests that `python -m pytest` runs, of the files that leave some out."""
-    files = [f"test_{name}.py" for name in ("bits", "fused", "low_precision")]
+    files = [f"tests/{name}" for name in LEAVE_SOME_OUT]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", *files]
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=BITS, timeout=300, check=True)
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=True)
     return [line.partition("::")[2] for line in finished.stdout.splitlines() if "::" in line]
 
 
@@ -78,3 +89,31 @@ def test_every_optimizer_is_compared_in_every_low_precision_on_every_instruction
             assert any(value in name for name in mine), (config, value)
     for dtype, isa in itertools.product(LOW, ISAS):
         assert any(dtype in name and isa in name for name in names), (dtype, isa)
+
+
+@pytest.mark.parametrize(
+    ("fault", "operations"),
+    [
+        ("an_interrupt_at_any_bytecode", set(OPERATIONS)),
+        ("a_failure_of_any_allocation", set(OPERATIONS) - {"update, refused"}),
+    ],
+)
+def test_faults_are_injected_into_every_operation(default_tier, fault, operations):
+    names = [name for name in default_tier if name.startswith(f"test_{fault}_")]
+    assert {operation for operation in OPERATIONS if any(f"-{operation}-" in name for name in names)} == operations
+
+
+def test_every_optimizer_is_vectorized_and_every_instruction_set(default_tier):
+    names = [name for name in default_tier if name.startswith("test_every_loop_is_vectorized[")]
+    cases = [name.partition("[")[2].rstrip("]").rpartition("-") for name in names]
+    assert sorted(isa for isa, _, _ in cases) == sorted(row.name for row in for_this_machine())
+    assert sorted(int(part) for _, _, part in cases) == list(range(len(cases)))
+
+
+def test_ptx_is_made_of_every_optimizer_with_every_state_dtype_somewhere(default_tier):
+    names = [name.partition("[")[2].rstrip("]") for name in default_tier if name.startswith("test_a_rule_compiles_to_")]
+    if not names:
+        pytest.skip("the tests of CUDA need numba-cuda")
+    cases = [name.rpartition("-")[::2] for name in names]
+    assert {config.kernel for config in DEFAULTS} == {rule for rule, _ in cases}
+    assert {state_dtype for _, state_dtype in cases} == set(_formats.STATE_DTYPES)
