@@ -57,7 +57,8 @@ def test_the_readme_links_to_files_that_exist():
 
 def test_every_environment_variable_is_documented():
     code = [*ROOT.glob("fastopt/**/*.py"), *ROOT.glob("kernels/*.p*")]
-    used = {name for path in code for name in re.findall(r"FASTOPT_[A-Z_]+", path.read_text(encoding="utf-8"))}
+    named = {name for path in code for name in re.findall(r"FASTOPT_[A-Z_]+", path.read_text(encoding="utf-8"))}
+    used = {name for name in named if not name.endswith("_H")}  # those guard headers
     assert used == set(re.findall(r"^\| `(FASTOPT_[A-Z_]+)`", read("guide/environment.md"), re.MULTILINE))
 
 
