@@ -42,6 +42,8 @@ def check_gradient(optimizer: Record, index: int, gradient: Any) -> tuple[np.nda
             return gradient, name
         if name == "uint16":
             raise TypeError(f"{what} is uint16; with grad_dtype='bfloat16' at construction that means bfloat16")
+    if optimizer._structure == "single" and type(gradient) in (list, tuple, dict):
+        raise TypeError(f"{what} must be one array, as params is, got a {type(gradient).__name__}")
     check_array(gradient, what, shape=shape, writable=False)
     return gradient, "float32"
 

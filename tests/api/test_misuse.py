@@ -589,3 +589,12 @@ def test_a_flat_buffer_refuses_values_that_do_not_fit_and_keeps_its_own(name, va
     with pytest.raises(error, match=f"FlatBuffer: {message}"):
         buffer[name] = values
     assert buffer.flat.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("grads", [[np.ones(3, F32)], (np.ones(3, F32),), {"w": np.ones(3, F32)}])
+def test_the_gradient_of_one_array_comes_without_a_container(grads):
+    p = np.zeros(3, F32)
+    optimizer = fastopt.SGD(p, lr=1.0)
+    with pytest.raises(TypeError, match=f"grads must be one array, as params is, got a {type(grads).__name__}"):
+        optimizer.step(grads)
+    assert not p.any()
