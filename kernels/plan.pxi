@@ -33,6 +33,24 @@ cdef struct Group:
     double hyper[MAX_HYPERS]
 
 
+cdef struct Settings:
+    # What all tensors of an optimizer have in common.
+    int state_dtype  # STATES_FLOAT32, ...: which of a kernel's tile functions runs
+    StateFormat format
+    uint64_t seed    # of stochastic rounding
+    int distance     # of prefetches, in elements
+
+
+cdef inline int prefetch_distance(Py_ssize_t total) noexcept nogil:
+    """How far ahead arrays of `total` elements together are fetched."""
+    return FAR_DISTANCE if total >= FAR_FROM else NEAR_DISTANCE
+
+
+cdef inline int trust_of(object trust):
+    """What a trust ratio scales, as `Spec.trust` says it."""
+    return {None: NO_TRUST, "update": TRUST_UPDATE, "gradient": TRUST_GRADIENT}[trust]
+
+
 cdef struct Active:
     Py_ssize_t tensor
     double running[MAX_RUNNING]  # after the step
@@ -99,10 +117,7 @@ cdef class Plan:
     cdef double ema_decay
     cdef bint ema_warmup
     cdef int bfloat16_type  # NumPy's number of the bfloat16 type last seen, or -1
-    cdef int state_dtype     # STATES_FLOAT32, ...: which of a kernel's tile functions runs
-    cdef StateFormat format
-    cdef uint64_t seed
-    cdef int distance        # of prefetches
+    cdef Settings settings
     cdef Active* zeroable   # the gradients that were last found to be disjoint
     cdef Py_ssize_t n_zeroable
     cdef public int n_threads
@@ -138,7 +153,7 @@ cdef class Plan:
         for tensor in tensors:
             total += tensor.size
             n_dims += len(tensor.shape)
-        self.distance = FAR_DISTANCE if total >= FAR_FROM else NEAR_DISTANCE
+        self.settings.distance = prefetch_distance(total)
         self.sums = <double*>calloc(total // NORM_BLOCK + 1, sizeof(double))
         if not (self.tensors and self.groups and self.active and self.segments and self.scalars):
             raise MemoryError
@@ -147,7 +162,7 @@ cdef class Plan:
         if not (self.pieces and self.sums and self.norms and self.zeroable):
             raise MemoryError
         memset(&self.pipeline, 0, sizeof(self.pipeline))
-        self.pipeline.trust = {None: NO_TRUST, "update": TRUST_UPDATE, "gradient": TRUST_GRADIENT}[spec.trust]
+        self.pipeline.trust = trust_of(spec.trust)
         self.pipeline.norms = self.norms
         if stages is not None:
             self.pipeline.stages = <const tile_stages*>PyCapsule_GetPointer(stages, "fastopt.tile_stages")
@@ -155,12 +170,12 @@ cdef class Plan:
         self.ema_warmup = optimizer.ema_warmup
         self.pipeline.copy_storage = FLOAT16 if optimizer.copy_dtype == "float16" else BFLOAT16
         self.bfloat16_type = cnp.NPY_UINT16 if optimizer.grad_dtype == "bfloat16" else -1
-        self.seed = optimizer.seed
-        self.state_dtype = _formats.STATE_DTYPES.index(optimizer.state_dtype)
+        self.settings.seed = optimizer.seed
+        self.settings.state_dtype = _formats.STATE_DTYPES.index(optimizer.state_dtype)
         codec = _formats.common_codec(optimizer.state_dtype, [spec.kinds[name] for name in self.state_names])
-        self.format.size = codec.dtype.itemsize
-        self.format.has_scales = codec.has_scales
-        self.format.is_rounded = codec.is_rounded
+        self.settings.format.size = codec.dtype.itemsize
+        self.settings.format.has_scales = codec.has_scales
+        self.settings.format.is_rounded = codec.is_rounded
         self.arrays = []
         self.ranges = optimizer._ranges
         self.shapes = <cnp.npy_intp*>calloc(n_dims + 1, sizeof(cnp.npy_intp))
@@ -244,11 +259,8 @@ cdef class Plan:
         try:
             if options is not None:
                 return self.step_with(gradients, options, n_threads)
-            self.pipeline.clips = False
+            clip_nothing(&self.pipeline)
             self.pipeline.zeroes = gradients is ACCUMULATED
-            self.pipeline.grad_scale = 1.0
-            self.pipeline.clip_coefficient = 1.0
-            self.pipeline.clip_value = INFINITY
             check_groups(self)
             gather_any(self, gradients)
             n_segments = make_segments(self, &total, 1.0, 1.0)
@@ -306,11 +318,7 @@ cdef class Plan:
                 make_sums(self)
             n_segments = make_sum_segments(self, &total)
             self.pipeline.phase = ACCUMULATE
-            if total < GIL_BELOW:
-                run(self.segments, n_segments, total, &self.pipeline, n_threads)
-            else:
-                with nogil:
-                    run(self.segments, n_segments, total, &self.pipeline, n_threads)
+            run_without_gil(self.segments, n_segments, total, &self.pipeline, n_threads)
             self.pipeline.phase = WHOLE
             for k in range(self.n_active):
                 self.tensors[self.active[k].tensor].has_sums = True

@@ -95,6 +95,17 @@ cdef void run(
             run_share(segments, n_segments, total, pipeline, threadid(), team_size())
 
 
+cdef inline void run_without_gil(
+    const Segment* segments, Py_ssize_t n_segments, Py_ssize_t total, const Pipeline* pipeline, int n_threads
+) noexcept:
+    """The same; other Python threads may go on meanwhile, unless it is over sooner than they could."""
+    if total < GIL_BELOW:
+        run(segments, n_segments, total, pipeline, n_threads)
+    else:
+        with nogil:
+            run(segments, n_segments, total, pipeline, n_threads)
+
+
 cdef void run_trusted(
     Segment* segments, Py_ssize_t n_segments, Py_ssize_t total, Pipeline* pipeline, int n_threads
 ) noexcept nogil:
@@ -151,8 +162,5 @@ cdef void run_segments(Plan plan, Py_ssize_t n_segments, Py_ssize_t total, bint 
     if applied and plan.pipeline.trust != NO_TRUST:
         with nogil:
             run_trusted(plan.segments, n_segments, total, &plan.pipeline, n_threads)
-    elif total < GIL_BELOW:
-        run(plan.segments, n_segments, total, &plan.pipeline, n_threads)
     else:
-        with nogil:
-            run(plan.segments, n_segments, total, &plan.pipeline, n_threads)
+        run_without_gil(plan.segments, n_segments, total, &plan.pipeline, n_threads)

@@ -7,6 +7,61 @@ cdef inline double warmed_up(double decay, double step) noexcept nogil:
     return ramp if ramp < decay else decay
 
 
+cdef inline bint compute_scalars(
+    const Group* group, int trust, double step, double* running, float* scalars
+) noexcept nogil:
+    """Host scalars of step number `step` (1 is the first); `running` is advanced. False if one leaves float32."""
+    cdef double hyper[MAX_HYPERS]
+    cdef const double* read = &group.hyper[0]
+    cdef int k
+    if trust == TRUST_UPDATE:
+        memcpy(hyper, group.hyper, sizeof(hyper))
+        hyper[HYPER_LR] = 1.0  # the rule gives the direction; the engine scales it
+        read = hyper
+    group.kernel.scalars(read, step, running, scalars)
+    for k in range(group.kernel.n_scalars):
+        if not isfinite(scalars[k]):
+            return False
+    return True
+
+
+cdef inline void describe(
+    Segment* segment, const Planned* t, const Group* group, const Active* active, const Settings* settings, int trust,
+    const float* scalars
+) noexcept nogil:
+    """Fill in what a segment of one tensor takes from it, from its group and from its gradient.
+
+    Left to the caller are the average's decay and, with a trust ratio, the segment's place among the norms.
+    """
+    cdef int k
+    if t.low == NULL:
+        segment.p = <float*>t.data
+    else:
+        segment.high = <uint16_t*>t.data
+        segment.low = t.low
+    segment.gradient = active.gradient
+    segment.storage = active.storage
+    for k in range(group.n_states):
+        segment.states[k] = t.states[group.states[k]]
+        segment.scales[k] = t.scales[group.states[k]]
+    segment.states[group.n_states] = t.update if trust == TRUST_UPDATE else NULL
+    segment.n_states = group.n_states
+    segment.n = t.n
+    segment.context.distance = settings.distance
+    if settings.format.is_rounded:
+        segment.context.step = <uint32_t>(t.step[0] + 1)
+        segment.context.key = dither_key(settings.seed, t.step[0] + 1)
+        segment.context.index = t.index
+    segment.ema = t.ema
+    segment.copy = t.copy
+    segment.tile = group.kernel.tile[settings.state_dtype]
+    segment.scalars = scalars
+    if trust != NO_TRUST:
+        segment.kernel = group.kernel
+        segment.hyper = &group.hyper[0]
+        segment.update = t.update
+
+
 cdef Py_ssize_t make_segments(Plan plan, Py_ssize_t* total, float grad_scale, float clip_coefficient) except -1:
     """Compute the scalars of every gathered tensor and turn neighbours in memory into one segment.
 
@@ -16,7 +71,6 @@ cdef Py_ssize_t make_segments(Plan plan, Py_ssize_t* total, float grad_scale, fl
     cdef bint clips = plan.pipeline.clips
     cdef int trust = plan.pipeline.trust
     cdef Py_ssize_t first_block = 0
-    cdef double hyper[MAX_HYPERS]
     cdef double ema_decay = plan.ema_decay
     cdef Py_ssize_t k, previous, j, at = -1, n_segments = 0
     cdef Planned* t
@@ -49,13 +103,8 @@ cdef Py_ssize_t make_segments(Plan plan, Py_ssize_t* total, float grad_scale, fl
             at += 1
             scalars = plan.scalars + at * MAX_SCALARS
             memcpy(plan.active[k].running, t.running, plan.n_running * sizeof(double))
-            memcpy(hyper, group.hyper, sizeof(hyper))
-            if trust == TRUST_UPDATE:
-                hyper[HYPER_LR] = 1.0  # the rule gives the direction; the engine scales it
-            group.kernel.scalars(hyper, <double>(t.step[0] + 1), plan.active[k].running, scalars)
-            for j in range(group.kernel.n_scalars):
-                if not isfinite(scalars[j]):
-                    refusals.refuse_scalars(plan.optimizer(), plan.active[k].tensor, t.step[0] + 1)
+            if not compute_scalars(group, trust, <double>(t.step[0] + 1), plan.active[k].running, scalars):
+                refusals.refuse_scalars(plan.optimizer(), plan.active[k].tensor, t.step[0] + 1)
             if not clips:
                 scalars[SCALAR_GRAD_SCALE] *= grad_scale
                 scalars[SCALAR_CLIP_COEFFICIENT] = clip_coefficient
@@ -64,41 +113,15 @@ cdef Py_ssize_t make_segments(Plan plan, Py_ssize_t* total, float grad_scale, fl
         previous = k
         if t.n == 0:
             continue
-        if t.low == NULL:
-            following.p = <float*>t.data
-        else:
-            following.high = <uint16_t*>t.data
-            following.low = t.low
-        following.gradient = plan.active[k].gradient
-        following.storage = plan.active[k].storage
-        for j in range(group.n_states):
-            following.states[j] = t.states[group.states[j]]
-            following.scales[j] = t.scales[group.states[j]]
-        following.states[group.n_states] = NULL
-        following.n_states = group.n_states
-        following.n = t.n
-        following.context.distance = plan.distance
-        if plan.format.is_rounded:
-            following.context.step = <uint32_t>(t.step[0] + 1)
-            following.context.key = dither_key(plan.seed, t.step[0] + 1)
-            following.context.index = t.index
-        following.ema = t.ema
+        describe(&following, t, group, &plan.active[k], &plan.settings, trust, scalars)
         following.ema_decay = <float>ema_decay
         following.ema_weight = <float>(1.0 - ema_decay)
-        following.copy = t.copy
-        following.tile = group.kernel.tile[plan.state_dtype]
         if trust != NO_TRUST:
-            following.kernel = group.kernel
-            following.hyper = group.hyper
             following.first_block = first_block
-            following.update = t.update
             first_block += (t.n + NORM_BLOCK - 1) // NORM_BLOCK
-            if trust == TRUST_UPDATE:
-                following.states[group.n_states] = t.update
-        following.scalars = scalars
         total[0] += t.n
         same = trust == NO_TRUST and segment.n > 0 and segment.scalars == scalars
-        if same and follows(&segment, &following, &plan.format):
+        if same and follows(&segment, &following, &plan.settings.format):
             segment.n += t.n
             continue
         if segment.n:

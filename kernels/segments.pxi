@@ -41,6 +41,13 @@ cdef struct Pipeline:
     double* norms  # sums of squares of p and of the update or gradient, two numbers a block
 
 
+cdef inline void clip_nothing(Pipeline* pipeline) noexcept nogil:
+    pipeline.clips = False
+    pipeline.grad_scale = 1.0
+    pipeline.clip_coefficient = 1.0
+    pipeline.clip_value = INFINITY
+
+
 cdef inline Py_ssize_t item_size(int storage) noexcept nogil:
     return 4 if storage == FLOAT32 else 2
 

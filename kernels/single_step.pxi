@@ -10,70 +10,62 @@ def run_once(
     `running` is a writable float64 array or None; it is advanced. `trust` is as in `Spec`. Returns False, with
     nothing written, when a host scalar is not a finite float32.
     """
-    cdef const kernel* chosen = <const kernel*>PyCapsule_GetPointer(capsule, "fastopt.kernel")
+    cdef Planned tensor
+    cdef Group group
+    cdef Active active
+    cdef Settings settings
     cdef Segment segment
     cdef Pipeline pipeline
     cdef float scalars[MAX_SCALARS]
-    cdef double values[MAX_HYPERS]
-    cdef double advanced[MAX_RUNNING]
-    cdef cnp.ndarray array
+    cdef int64_t before = <int64_t>step - 1
+    cdef Py_ssize_t k
     cdef control_word caller
-    cdef Py_ssize_t k, n_running = 0
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(<cnp.ndarray>arrays[0])
+    memset(&tensor, 0, sizeof(tensor))
+    memset(&group, 0, sizeof(group))
+    memset(&active, 0, sizeof(active))
+    memset(&settings, 0, sizeof(settings))
     memset(&segment, 0, sizeof(segment))
     memset(&pipeline, 0, sizeof(pipeline))
-    for k in range(len(hyper)):
-        values[k] = hyper[k]
-    if trust == "update":
-        values[HYPER_LR] = 1.0
-    if running is not None:
-        array = running
-        n_running = cnp.PyArray_SIZE(array)
-        memcpy(advanced, cnp.PyArray_DATA(array), n_running * sizeof(double))
-    caller = enter_host()
-    chosen.scalars(values, step, advanced, scalars)
-    leave_kernels(caller)
-    values[HYPER_LR] = hyper[HYPER_LR]
-    for k in range(chosen.n_scalars):
-        if not isfinite(scalars[k]):
-            return False
-    for k in range(2, len(arrays)):
-        array = arrays[k]
-        segment.states[k - 2] = cnp.PyArray_DATA(array)
-    segment.n_states = <int>len(arrays) - 2
-    array = arrays[0]
-    segment.p = <float*>cnp.PyArray_DATA(array)
-    array = arrays[1]
-    segment.gradient = <char*>cnp.PyArray_DATA(array)
-    segment.n = n
-    segment.tile = chosen.tile[STATES_FLOAT32]
-    segment.context.distance = FAR_DISTANCE if n >= FAR_FROM else NEAR_DISTANCE
-    segment.scalars = scalars
-    segment.kernel = chosen
-    segment.hyper = values
-    if trust == "update":
-        segment.update = <float*>segment.states[segment.n_states - 1]
+    pipeline.trust = trust_of(trust)
     pipeline.stages = <const tile_stages*>PyCapsule_GetPointer(stages, "fastopt.tile_stages")
-    pipeline.trust = {None: NO_TRUST, "update": TRUST_UPDATE, "gradient": TRUST_GRADIENT}[trust]
-    pipeline.grad_scale = 1.0
-    pipeline.clip_coefficient = 1.0
-    pipeline.clip_value = INFINITY
+    clip_nothing(&pipeline)
+    tensor.data = data_of(arrays[0])
+    tensor.n = cnp.PyArray_SIZE(<cnp.ndarray>arrays[0])
+    tensor.step = &before
+    active.gradient = <char*>data_of(arrays[1])
+    group.kernel = <const kernel*>PyCapsule_GetPointer(capsule, "fastopt.kernel")
+    group.n_states = <int>len(arrays) - 2
+    if pipeline.trust == TRUST_UPDATE:
+        tensor.update = <float*>data_of(arrays[len(arrays) - 1])
+        group.n_states -= 1
+    for k in range(group.n_states):
+        tensor.states[k] = <char*>data_of(arrays[k + 2])
+        group.states[k] = <int>k
+    for k in range(len(hyper)):
+        group.hyper[k] = hyper[k]
+    settings.state_dtype = STATES_FLOAT32
+    settings.format = FLOAT32_STATES
+    settings.distance = prefetch_distance(tensor.n)
     if running is not None:
-        array = running
-        memcpy(cnp.PyArray_DATA(array), advanced, n_running * sizeof(double))
-    if not n_threads:
-        n_threads = default_n_threads
-    if pipeline.trust == NO_TRUST or n == 0:
-        with nogil:
-            run(&segment, 1, n, &pipeline, n_threads)
-        return True
+        memcpy(active.running, data_of(running), cnp.PyArray_NBYTES(<cnp.ndarray>running))
     caller = enter_host()
-    norms = numpy.zeros(2 * (n // NORM_BLOCK + 1))
-    array = norms
-    pipeline.norms = <double*>cnp.PyArray_DATA(array)
-    with nogil:
-        run_trusted(&segment, 1, n, &pipeline, n_threads)
-    leave_kernels(caller)
+    try:
+        if not compute_scalars(&group, pipeline.trust, step, active.running, scalars):
+            return False
+        describe(&segment, &tensor, &group, &active, &settings, pipeline.trust, scalars)
+        if running is not None:
+            memcpy(data_of(running), active.running, cnp.PyArray_NBYTES(<cnp.ndarray>running))
+        if not n_threads:
+            n_threads = default_n_threads
+        if pipeline.trust == NO_TRUST:
+            run_without_gil(&segment, 1, tensor.n, &pipeline, n_threads)
+        else:
+            norms = numpy.zeros(2 * (tensor.n // NORM_BLOCK + 1))
+            pipeline.norms = <double*>data_of(norms)
+            with nogil:
+                run_trusted(&segment, 1, tensor.n, &pipeline, n_threads)
+    finally:
+        leave_kernels(caller)
     return True
 
 
