@@ -2,9 +2,6 @@
 
 import typing as _typing
 
-from fastopt import functional as functional
-from fastopt import lr_scheduler as lr_scheduler
-from fastopt import reference as reference
 from fastopt._arrays.flat_buffer import FlatBuffer as FlatBuffer
 from fastopt._core.optimizer import Optimizer as Optimizer
 from fastopt._core.options import StepInfo as StepInfo
@@ -12,17 +9,32 @@ from fastopt._info import __version__ as __version__
 from fastopt._info import info as info
 from fastopt._threads import get_num_threads as get_num_threads
 from fastopt._threads import set_num_threads as set_num_threads
-from fastopt.early_stopping import EarlyStopping as EarlyStopping
 from fastopt.optimizers import *  # noqa: F403
 
 if _typing.TYPE_CHECKING:
     from fastopt import cuda as cuda
-else:  # a type checker that saw this function would believe in any name
+    from fastopt import functional as functional
+    from fastopt import lr_scheduler as lr_scheduler
+    from fastopt import reference as reference
+    from fastopt.early_stopping import EarlyStopping as EarlyStopping
+else:  # a type checker that saw these functions would believe in any name
+    _IMPORTED_WHEN_ASKED_FOR = {
+        "EarlyStopping": "fastopt.early_stopping",
+        "cuda": "fastopt.cuda",
+        "functional": "fastopt.functional",
+        "lr_scheduler": "fastopt.lr_scheduler",
+        "reference": "fastopt.reference",
+    }
 
     def __getattr__(name):
-        """`fastopt.cuda`, imported when it is first asked for: it needs packages of its own."""
+        """Modules, and what is in them, that not every program needs: they would double the time of the import."""
         import importlib
 
-        if name == "cuda":
-            return importlib.import_module("fastopt.cuda")
-        raise AttributeError(f"module 'fastopt' has no attribute {name!r}")
+        if name not in _IMPORTED_WHEN_ASKED_FOR:
+            raise AttributeError(f"module 'fastopt' has no attribute {name!r}")
+        module = importlib.import_module(_IMPORTED_WHEN_ASKED_FOR[name])
+        globals()[name] = getattr(module, name, module)
+        return globals()[name]
+
+    def __dir__():
+        return sorted({*globals(), *_IMPORTED_WHEN_ASKED_FOR} - {"cuda"})  # which needs packages of its own

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from fastopt import _threads, backends
 from fastopt._arrays.types import Array
-from fastopt.backends.interface import Arrays, Backend, Plan
 from fastopt.rules.spec import Spec
+
+if TYPE_CHECKING:
+    from fastopt.backends.interface import Arrays, Backend, Plan
 
 
 class Loaded(NamedTuple):

@@ -844,3 +844,17 @@ def _available_bytes():
             return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
     except OSError:
         return 0
+
+
+def test_what_is_imported_when_asked_for_is_listed_and_found():
+    code = """
+import sys, fastopt
+assert not {"fastopt.functional", "fastopt.reference", "fastopt.lr_scheduler"} & set(sys.modules)
+assert {"functional", "reference", "lr_scheduler", "EarlyStopping", "Adam"} <= set(dir(fastopt))
+assert all(getattr(fastopt, name) is not None for name in dir(fastopt) if name[0] != "_")
+from fastopt import EarlyStopping, lr_scheduler
+assert fastopt.EarlyStopping is EarlyStopping and fastopt.lr_scheduler is lr_scheduler
+fastopt.functional.adam
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert finished.returncode == 0, finished.stderr
