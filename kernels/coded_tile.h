@@ -23,7 +23,7 @@ typedef struct {
     int is_signed[MAX_ROUNDED_STATES];
 } coded_rule;
 
-/* Encodes up to 64 values of every state, from element `at` of a tile on, the long way. */
+/* Encodes up to 64 values of every state, from element `at` of a tile on. */
 static void encode_states(
     const coded_rule *rule, float (*values)[TILE_ELEMENTS], ptrdiff_t at, void *const *states,
     uint16_t *const *scales, ptrdiff_t start, ptrdiff_t n, const tile_context *context
@@ -53,8 +53,8 @@ static int may_be_lowered(const coded_rule *rule, void *const *states, uint16_t 
     return 0;
 }
 
-/* A block that is flagged or short: in float32 arrays, from element `at` of the tile on. */
-static void take_the_long_way(
+/* A block that is flagged or short, from element `at` of the tile on: decoded, updated as float32, encoded. */
+static void run_block_in_float32(
     const coded_rule *rule, float *p, const float *g, float (*values)[TILE_ELEMENTS], ptrdiff_t at,
     void *const *states, uint16_t *const *scales, ptrdiff_t start, ptrdiff_t n, const float *scalars,
     const tile_context *context
@@ -100,7 +100,7 @@ static void run_coded_tile(
             prefetch_codes((uint8_t *)codes[k], context->distance);
         }
         if (flagged) {
-            take_the_long_way(rule, p, g, values, at, states, scales, start, CODE_BLOCK, scalars, context);
+            run_block_in_float32(rule, p, g, values, at, states, scales, start, CODE_BLOCK, scalars, context);
             memset(overflow[block], 0, sizeof overflow[block]);
         } else {
             float *of_block = update == NULL ? NULL : update + start + at;
@@ -108,7 +108,7 @@ static void run_coded_tile(
         }
     }
     if (n % CODE_BLOCK)
-        take_the_long_way(
+        run_block_in_float32(
             rule, p, g, values, n_blocks * CODE_BLOCK, states, scales, start, n % CODE_BLOCK, scalars, context
         );
     for (ptrdiff_t block = 0; block < n_blocks; block++)

@@ -116,8 +116,8 @@ cdef enum:
 # What a pass over the tiles does.
 cdef enum:
     WHOLE       # the whole step
-    MEASURE     # the first pass of a step with a trust ratio: its norms; if it scales the update, states and update too
-    FINISH      # the second pass: the rule with the ratio, or subtracting the scaled update; then the other stages
+    MEASURE     # first pass with a trust ratio: norms; the rule, too, where the ratio scales what that subtracts
+    FINISH      # second pass with a trust ratio: the rule, or subtracting the scaled update; then the other stages
     ACCUMULATE  # adding gradients to their sums
 
 OPENMP = bool(HAVE_OPENMP)

@@ -150,7 +150,7 @@ cdef void count_steps(Plan plan) noexcept:
 
 
 cdef void drop_rules(Plan plan, Py_ssize_t n_segments) noexcept:
-    """Leave nothing of the segments but the zeroing of gradients."""
+    """Make the pass over the segments of a skipped step zero gradients and change nothing else."""
     cdef Py_ssize_t k
     for k in range(n_segments):
         plan.segments[k].tile = NULL

@@ -39,8 +39,8 @@
  * Each block is looked at for lowering every 16th step.
  *
  * Inf and NaN survive: a block that holds any is flagged in its scale and has two codes for them; its finite values
- * keep their precision. Flagged blocks, and the last block of a tensor if it is shorter, take the long way through
- * float32 arrays.
+ * keep their precision. Flagged blocks, and the last block of a tensor if it is shorter, are
+ * decoded into float32 arrays, updated there and encoded.
  *
  * Layout. Byte 4 * i + j of a full block is element 16 * j + i: 16 little-endian words of four codes, taken apart and
  * put together by shifts of whole vectors (bytes in their natural order cost a third more instructions, for shuffles).
@@ -159,8 +159,8 @@ static inline uint32_t unsigned_byte(uint32_t encoded, int j, const code_masks *
     return shift_left(encoded, 8 * j - CODE_SHIFT) & masks->whole_byte[j];
 }
 
-/* --- 8 bits: blocks, the long way. `is_signed` is a constant in every copy, and a loop does one thing: so that it
- * vectorizes. */
+/* --- 8 bits: whole blocks, decoded into float32 arrays and encoded from them. `is_signed` is a constant in each copy
+ * of these functions, and every loop does one thing: so they vectorize. */
 
 static inline void take_apart(const uint8_t *codes, ptrdiff_t n, uint32_t *bytes) {
     if (n < CODE_BLOCK) {

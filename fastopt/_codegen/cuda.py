@@ -72,7 +72,7 @@ def _indented(lines: Iterable[str], indent: int) -> str:
 
 
 def _scalars(kernel: Kernel) -> list[str]:
-    """Load the host scalars, a step's scale and coefficient put in."""
+    """Load the host scalars; scale and coefficient are combined with the step's, the trust ratio is the segment's."""
     lines = []
     for name in kernel.used_scalars:
         value = f"flush(load_f32(scalars + {4 * kernel.scalars.index(name)}))"
@@ -116,7 +116,8 @@ def _read(kernel: Kernel, states: States) -> list[str]:
     return [
         *addresses,
         f"is_plain = whole and low_at == 0{in_whole_block}",
-        "if is_plain and storage == FLOAT32:",  # in one block: registers are moved where branches meet
+        # One branch for all loads: after each, values would be moved to the registers where branches meet.
+        "if is_plain and storage == FLOAT32:",
         _indented([*plain, f"{four('word')} = load_u32x4(g_at + 4 * i)"], 4),
         "elif is_plain:",
         _indented([*plain, "word_0, word_1 = load_u32x2(g_at + 2 * i)", "word_2 = word_3 = uint32(0)"], 4),

@@ -23,7 +23,7 @@ class States:
     """The states of a kernel in float32; `k` is the position of one of them."""
 
     in_blocks = False
-    """Whether the threads of a block of elements work together, so that those behind the end take part."""
+    """Whether the threads of a block of elements work together, so that those past the end must take part."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.names, self.kinds = kernel.states, kernel.kinds
@@ -112,7 +112,7 @@ class EightBitStates(States):
 
     def store(self, k: int) -> list[str]:
         state = self.names[k]
-        # behind the end there is nothing, whatever the rule made of it
+        # elements past the end count as zero when the block's scale is chosen
         lines = [f"{state}_{j} = {state}_{j} if i + {j} < n else zero" for j in ELEMENTS]
         arguments = f"{state}_at, {state}_scales, i, n, key, index, step, {k}, {self._is_signed(k)}, {state}_scale"
         return [*lines, f"store4_coded({arguments}, {four(state)})"]

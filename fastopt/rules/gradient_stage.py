@@ -24,7 +24,7 @@ def scalars(lr, weight_decay, decoupled, inside, l1, maximize):
         l2=0 if decoupled else (0 if inside else weight_decay),
         l1=l1,
         update_decay=weight_decay if inside else 0,
-        nothing=0,
+        origin=0,
     )
 
 
@@ -71,16 +71,16 @@ def rule(p, g, trust, decay, l2, l1, *, regularized, trusted):
     return p, g
 
 
-def before_update(p, nothing):
-    """In front of the rule of an optimizer whose trust ratio scales the update: the rule steps from 0."""
+def before_update(p, origin):
+    """Before the rule of an optimizer whose trust ratio scales the update: the rule then starts at 0, not at p."""
     weight = p
-    p = nothing
+    p = origin
     return p, weight
 
 
-def after_update(p, weight, update_decay, nothing, *, regularized):
-    """Behind it: what the rule subtracted, and the weight decay that counts in the update's norm."""
-    update = nothing - p
+def after_update(p, weight, update_decay, origin, *, regularized):
+    """After that rule: the update is what it subtracted, plus the weight decay, which counts in the update's norm."""
+    update = origin - p
     if regularized:
         update = update_decay * weight + update
     return update

@@ -35,10 +35,10 @@ def host_scalars(spec: Any, step: int, running: Mapping[str, float], values: Map
     try:
         return dict(spec.scalars(step=step, **running, **hypers))
     except (ZeroDivisionError, OverflowError):  # Python's own; NumPy's numbers go on with inf and NaN
-        taken = {**running, **hypers}
-        taken = {name: np.float64(value) if isinstance(value, float) else value for name, value in taken.items()}
+        given = {**running, **hypers}
+        given = {name: np.float64(value) if isinstance(value, float) else value for name, value in given.items()}
         with np.errstate(all="ignore"):
-            return {name: float(value) for name, value in spec.scalars(step=np.float64(step), **taken).items()}
+            return {name: float(value) for name, value in spec.scalars(step=np.float64(step), **given).items()}
 
 
 def scalars_fit(spec: Any, step: int, running: dict[str, float], values: dict[str, Any]) -> bool:

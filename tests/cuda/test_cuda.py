@@ -110,10 +110,10 @@ def test_the_check_of_arithmetic_can_fail():
         assert_exactly_rounded(kernels.compile_ptx(plain, 2, kernels.THREADS, (9, 0)))
 
 
-@pytest.mark.parametrize("name", kernels.STAGES)
+@pytest.mark.parametrize("name", kernels.SHARED)
 def test_stages_round_exactly_and_may_sum_in_float64(name):
-    threads, n_arguments = kernels.STAGES[name]
-    ptx = kernels.compile_ptx(kernels.stage_function(name)[0], n_arguments, threads, (9, 0))
+    threads, n_arguments = kernels.SHARED[name]
+    ptx = kernels.compile_ptx(kernels.shared_function(name)[0], n_arguments, threads, (9, 0))
     if arithmetic(ptx):
         assert_exactly_rounded(ptx, doubles=name == "decide" or name.startswith("sum_"))
     assert "fma" not in ptx

@@ -155,7 +155,7 @@ def _walk(kernel: str, tensors: Sequence[Any], words: Sequence[tuple[int, str]],
         numbers = memory.allocate(layout.HEADER)
         memory.copy_in(memory.address_of(numbers), header)
         arguments = (memory.address_of(table), memory.address_of(numbers), n_rows, n_tiles)
-        kernels.stage(kernel).launch(min(n_tiles, kernels.MAX_BLOCKS), 0, *arguments)
+        kernels.shared(kernel).launch(min(n_tiles, kernels.MAX_BLOCKS), 0, *arguments)
     memory.synchronize()
 
 
@@ -179,5 +179,5 @@ def fill(array: Any, code: Any) -> None:
         memory.overwrite(array, np.full(seen.shape, code, dtype))
         return
     word = int(np.full(4 // dtype.itemsize, code, dtype).view(np.int32)[0])
-    kernels.stage("fill_words").launch(min(-(-n_words // kernels.THREADS), 4096), 0, seen.address, n_words, word)
+    kernels.shared("fill_words").launch(min(-(-n_words // kernels.THREADS), 4096), 0, seen.address, n_words, word)
     memory.synchronize()

@@ -30,15 +30,17 @@ from fastopt.rules.registry import registry
 from fastopt.rules.spec import Spec
 
 THREADS = 16 if SIMULATED else 256
-"""Of a block, in kernels that walk over tiles. A multiple of 16, the threads that share a block of 8-bit codes."""
+"""Threads of a block, in kernels that loop over tiles: a multiple of 16, since 16 threads encode a block of 8-bit codes
+together."""
 TILE = 4 * THREADS
-"""Elements that a block takes at a time."""
+"""Elements that the threads of a block process in one iteration."""
 MAX_BLOCKS = 16 if SIMULATED else 132 * 32
-"""Of a launch; more tiles than that are walked in strides."""
+"""Blocks of a launch at most; each then processes every MAX_BLOCKS-th tile."""
 WARP_THREADS = 32 if SIMULATED else 256
-"""Of a block, in kernels whose warps work on their own."""
+"""Threads of a block, in kernels where each warp has a task of its own."""
 BLOCKS_PER_MULTIPROCESSOR = 4
-"""That a kernel must leave registers for: with 64 for a thread the loads of 1,024 are under way at once."""
+"""Blocks that must fit on a multiprocessor together: the compiler may then use 64 registers a thread, and the loads of
+1,024 threads are in flight at once."""
 
 
 def cache_folder() -> Path:
@@ -130,7 +132,7 @@ def trust_function(spec: Spec) -> tuple[Any, bool]:
     return getattr(module, f"{spec.rule_name}_trust"), is_kept
 
 
-STAGES = {
+SHARED = {
     "accumulate_gradients": (THREADS, 3),
     "apply_update": (THREADS, 4),
     "decide": (32, 4),
@@ -142,8 +144,8 @@ STAGES = {
 """Kernels that are the same for all rules: threads of a block, number of arguments."""
 
 
-def stage_function(name: str) -> tuple[Any, bool]:
-    """The same for one of `STAGES`: its text goes the way of generated ones, so that the cache sees changes of it."""
+def shared_function(name: str) -> tuple[Any, bool]:
+    """The same for one of `SHARED`; hand-written ones are copied into the cache, which notices when they change."""
     if name.startswith("sum_"):
         text = codegen.sum_source(name.removeprefix("sum_"))
     else:
@@ -194,9 +196,9 @@ def compiled_trust(rule_name: str) -> Compiled:
 
 
 @functools.cache
-def stage(name: str) -> Compiled:
+def shared(name: str) -> Compiled:
     """A kernel that is the same for all rules."""
-    return Compiled(*stage_function(name), STAGES[name][0])
+    return Compiled(*shared_function(name), SHARED[name][0])
 
 
 def ptx(rule: str, cc: tuple[int, int] = (9, 0), state_dtype: str = "float32") -> str:

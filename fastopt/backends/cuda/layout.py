@@ -53,7 +53,7 @@ FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 APPLIED = 0
 """int32: whether the step is applied."""
 CHOICE = 4
-"""int32: which of the host scalars' rows counts: how many undecided steps before this one were applied."""
+"""int32: index of the row of host scalars to use: how many of the pending steps before this one were applied."""
 CLIPS = 8
 """int32: whether gradients are clamped element by element."""
 ZEROES = 12
@@ -71,7 +71,7 @@ SKIPS = 36
 LIMITS = 40
 """int32: whether there is a largest norm."""
 DECIDED = 44
-"""int32: number of applied steps, of those that the device decides, that the host knows of."""
+"""int32: how many steps with `SKIPS` the host knows to have been applied, when it sent this step."""
 GRAD_SCALE = 48
 MAX_NORM = 56
 """float64."""
@@ -80,7 +80,7 @@ NORM = 64
 ROWS = 72
 """int32: how many rows of host scalars there are."""
 RESULT = 76
-"""int32: what `APPLIED` was when the step was first run: a replay that nobody prepared does not change it."""
+"""int32: `APPLIED` of the step's first run. Replaying a graph without preparing the step does not change it."""
 HEADER = 128
 header = struct.Struct("<4i3f4iI3d2i48x")
 """All of it, in this order."""
@@ -107,5 +107,5 @@ def scalars(n: int) -> struct.Struct:
 
 # --- What outlives a step on the device
 COUNT = 0
-"""int32: applied steps, of those that the device decides."""
+"""int32: how many steps with `SKIPS` were applied."""
 CONTROL = 16

@@ -565,7 +565,7 @@ class Plan:
                 if self._n_norm_blocks:
                     self._sum(buffers, "gradients", self._n_norm_blocks, sums, stream)
                 control = self._norms.control
-                kernels.stage("decide").launch(1, stream, numbers, control, self._n_norm_blocks, sums)
+                kernels.shared("decide").launch(1, stream, numbers, control, self._n_norm_blocks, sums)
         if n == 0:
             return
         if trust:
@@ -582,7 +582,7 @@ class Plan:
             self._ratios(buffers, sums, others, stream)
             for run in buffers.runs:
                 arguments = (table + layout.ROW * run.first, numbers, run.n, run.n_tiles)
-                kernels.stage("apply_update").launch(min(run.n_tiles, kernels.MAX_BLOCKS), stream, *arguments)
+                kernels.shared("apply_update").launch(min(run.n_tiles, kernels.MAX_BLOCKS), stream, *arguments)
 
     def _needed(self, buffers: _Buffers, needs_norm: bool) -> set[str]:
         """Names for the kernels that a step launches."""
@@ -594,7 +594,7 @@ class Plan:
     def _sum(self, buffers: _Buffers, what: str, n_blocks: int, sums: int, stream: int) -> None:
         blocks = min(-(-n_blocks * 32 // kernels.WARP_THREADS), kernels.MAX_BLOCKS)
         arguments = (buffers.table_at, buffers.numbers_at, buffers.n_segments, n_blocks, sums)
-        kernels.stage(f"sum_{what}").launch(blocks, stream, *arguments)
+        kernels.shared(f"sum_{what}").launch(blocks, stream, *arguments)
 
     def _ratios(self, buffers: _Buffers, sums: int, others: int, stream: int) -> None:
         blocks = min(-(-buffers.n_segments * 32 // kernels.WARP_THREADS), kernels.MAX_BLOCKS)

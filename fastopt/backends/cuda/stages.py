@@ -1,6 +1,6 @@
 """What surrounds a rule on the device, the same for all: segments, gradients, averages, copies, norms, decisions.
 
-Here are device functions and the texts' hand-written kernels; `fastopt._codegen.cuda` generates the others.
+Here are device functions and the hand-written kernels; `fastopt._codegen.cuda` generates the others.
 """
 
 from __future__ import annotations
@@ -101,7 +101,11 @@ def find(table, n_rows, word, value):
 
 @device("Tuple((int64, int64, int64, boolean))(int64, int64, int64, int64, int64)")
 def place(table, n_segments, tile, n_threads, thread):
-    """Of a thread in a tile: its segment, how long that is, its first element there, and whether four are its own."""
+    """Where a thread's four elements are.
+
+    Address of their segment's row, elements of that segment, index of the first of the four in it, and whether all four
+    exist and can be accessed at once.
+    """
     segment = find(table, n_segments, layout.FIRST_TILE, tile)
     n = load_i64(segment + N)
     i = 4 * ((tile - load_i64(segment + layout.FIRST_TILE)) * n_threads + thread)
@@ -110,7 +114,7 @@ def place(table, n_segments, tile, n_threads, thread):
 
 @device("int64(int64, int64)")
 def scalars_of(segment, numbers):
-    """Address of the host scalars of a segment, in the row that counts."""
+    """Address of the host scalars of a segment, in the row for the step count that turned out to be true."""
     row = load_i32(numbers + CHOICE) * load_i32(numbers + ROW_BYTES)
     return numbers + HEADER + row + load_i64(segment + SCALARS)
 
@@ -138,7 +142,7 @@ clip, clip_coefficient, clip_factors = map(_defined, TEXTS)
 
 @device("UniTuple(float32, 4)(int64, float32, float32, float32, float32)")
 def clip4(numbers, a, b, c, d):
-    """Gradients as the rule takes them: clamped, if asked."""
+    """Four gradients, scaled and clipped if the step clips by value; otherwise the rule scales them."""
     if load_i32(numbers + CLIPS) != 0:
         scale, coefficient = load_f32(numbers + SCALE), load_f32(numbers + COEFFICIENT)
         bound = load_f32(numbers + CLIP_VALUE)
@@ -153,13 +157,13 @@ def clip4(numbers, a, b, c, d):
 
 @device("float32(int64, float32)")
 def scaled_by_step(numbers, grad_scale):
-    """The rule's factor on gradients with the step's scale, unless they were scaled where they are clamped."""
+    """The host scalar grad_scale times that of the step, unless `clip4` has applied the latter."""
     return grad_scale if load_i32(numbers + CLIPS) != 0 else mul(grad_scale, load_f32(numbers + SCALE))
 
 
 @device("float32(int64, float32)")
 def coefficient_of_step(numbers, clip_coefficient):
-    """The same with the coefficient of clipping by norm."""
+    """The host scalar clip_coefficient, replaced by that of the step unless `clip4` has applied it."""
     return clip_coefficient if load_i32(numbers + CLIPS) != 0 else load_f32(numbers + COEFFICIENT)
 
 
@@ -209,7 +213,7 @@ def keep4(segment, numbers, scalars, ema, i, n, whole, a, b, c, d, e, f, g, h):
 
 
 def apply_update(table, numbers, n_segments, n_tiles):
-    """Kernel: parameters minus the update, scaled by a trust ratio; and what comes after a rule."""
+    """Kernel: parameters minus the update, scaled by a trust ratio; then averages, copies, zeroing, as after a rule."""
     tile = int64(cuda.blockIdx.x)
     while tile < n_tiles:
         segment, n, i, whole = place(table, n_segments, tile, cuda.blockDim.x, cuda.threadIdx.x)

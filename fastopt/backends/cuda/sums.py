@@ -61,6 +61,6 @@ class Sums:
             self.given.has_moved = False
         if self._n_tiles:
             blocks = min(self._n_tiles, kernels.MAX_BLOCKS)
-            kernels.stage("accumulate_gradients").launch(blocks, stream, table, self._n_segments, self._n_tiles)
+            kernels.shared("accumulate_gradients").launch(blocks, stream, table, self._n_segments, self._n_tiles)
         n_calls, tensors = self.pending
         self.pending = n_calls + 1, tensors | set(active)

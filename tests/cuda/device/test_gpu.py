@@ -445,7 +445,7 @@ from numba import cuda
 p, g = cuda.to_device(np.ones(1000, np.float32)), cuda.to_device(np.ones(1000, np.float32))
 fastopt.LAMB([p]).step([g], max_norm=1.0)
 from fastopt.backends.cuda import kernels
-made = [kernels.stage(name) for name in ("sum_gradients", "decide", "sum_parameters", "sum_updates", "apply_update")]
+made = [kernels.shared(name) for name in ("sum_gradients", "decide", "sum_parameters", "sum_updates", "apply_update")]
 made += [kernels.compiled("lamb", "float32"), kernels.compiled_trust("lamb")]
 print(*(f"{sum(k._compiled.stats.cache_hits.values())}/{sum(k._compiled.stats.cache_misses.values())}" for k in made))
 """
