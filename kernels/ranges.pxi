@@ -60,21 +60,34 @@ cdef class Ranges:
     def plus(self, Ranges others):
         """The ranges of both, in a new object."""
         cdef Ranges made = Ranges.__new__(Ranges, [])
-        cdef Range* ranges = <Range*>calloc(self.n + others.n + 1, sizeof(Range))
-        cdef Py_ssize_t i = 0, k = 0
+        cdef Py_ssize_t i = 0, k, run, room = 64
+        cdef Range* ranges
+        while room < self.n + others.n:
+            room *= 2  # sizes that come again: a larger block every time would come from the system, page by page
+        ranges = <Range*>malloc(room * sizeof(Range))
         if ranges == NULL:
             raise MemoryError
         free(made.ranges)
         made.ranges = ranges
         made.n = self.n + others.n
-        while i + k < made.n:
-            if k == others.n or (i < self.n and self.ranges[i].first <= others.ranges[k].first):
-                ranges[i + k] = self.ranges[i]
-                i += 1
-            else:
-                ranges[i + k] = others.ranges[k]
-                k += 1
+        for k in range(others.n):  # often few: what lies between two of them is copied at once
+            run = self.first_after(others.ranges[k].first, i) - i
+            memcpy(ranges + i + k, self.ranges + i, run * sizeof(Range))
+            i += run
+            ranges[i + k] = others.ranges[k]
+        memcpy(ranges + i + others.n, self.ranges + i, (self.n - i) * sizeof(Range))
         return made
+
+    cdef Py_ssize_t first_after(self, uintptr_t address, Py_ssize_t start) noexcept:
+        """The first range from `start` on that begins behind `address`."""
+        cdef Py_ssize_t end = self.n, middle
+        while start < end:
+            middle = (start + end) // 2
+            if self.ranges[middle].first <= address:
+                start = middle + 1
+            else:
+                end = middle
+        return start
 
     def __dealloc__(self):
         free(self.ranges)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ def check_group(
             raise TypeError(f"{optimizer._name}: params of every group must be a dict, got {describe(params)}")
         items = dict(params)
         check_names(optimizer, items)
-        repeated = [name for name in items if name in taken]
+        repeated = [name for name in items if name in taken or name in optimizer._by_name]
         if repeated:
             raise ValueError(f"{optimizer._name}: the names {repeated} are in another param group")
         keys, arrays = list(items), list(items.values())
@@ -68,9 +69,8 @@ def check_names(optimizer: Record, names: Iterable[Any]) -> None:
 
 def check_grouping(optimizer: Record) -> None:
     """Raise ValueError unless `param_groups` holds the dicts that it was given."""
-    if len(optimizer._param_groups) != len(optimizer._groups) or any(
-        shown is not own for shown, own in zip(optimizer._param_groups, optimizer._groups, strict=True)
-    ):
+    shown, own = optimizer._param_groups, optimizer._groups
+    if len(shown) != len(own) or not all(map(operator.is_, shown, own)):
         refuse_regrouping(optimizer)
 
 

@@ -20,7 +20,7 @@ def grow(optimizer: Record, groups: Sequence[Mapping[str, Any]]) -> None:
     check_grouping(optimizer)
     structure = "sequence" if optimizer._structure == "single" and optimizer._tensors else optimizer._structure
     changes = backends.engine().Changes()
-    names = set(optimizer._by_name)
+    names: set[Any] = set()
     start = len(optimizer._tensors)
     checked = []
     arrays: list[Array] = []
