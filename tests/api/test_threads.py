@@ -185,9 +185,9 @@ def test_the_launcher_is_the_first_ancestor_without_its_variable():
 
 def test_torchrun_leaves_its_processes_their_share():
     pytest.importorskip("torch", reason="torchrun comes with torch")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--no-python"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     finished = subprocess.run(
-        [*command, sys.executable, "-c", ASK], env=_clean(), capture_output=True, text=True, timeout=120
+        [*command, sys.executable, "-c", ASK], env=_clean(), capture_output=True, text=True, timeout=300
     )
     assert finished.returncode == 0, finished.stderr
     share = max(1, len(os.sched_getaffinity(0)) // 2)
