@@ -9,13 +9,12 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-from fastopt._core import functions
-
 ROOT = Path(__file__).resolve().parent
 os.chdir(ROOT)
 sys.path.insert(0, str(ROOT))
 
 from fastopt import _codegen, optimizers  # noqa: E402, F401
+from fastopt._core import functions  # noqa: E402
 from fastopt._instruction_sets import for_this_machine  # noqa: E402
 from fastopt.rules import registry  # noqa: E402
 
@@ -55,6 +54,8 @@ class BuildKernels(build_ext):
             language_level=3,
             quiet=True,
         )
+        for path in GENERATED.glob("*/**/*.h"):
+            path.unlink()  # Cython copies headers beside its C files, where stale ones would be found first
         for extension, cythonized in zip(self.extensions, made, strict=True):
             extension.sources = cythonized.sources
         self.parallel = self.parallel or os.cpu_count()
