@@ -6,6 +6,7 @@ Needs ``python -m pip install 'fastopt[mpi]'`` and an MPI library. Nothing of a 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fastopt import _messages
 from fastopt._arrays.flat_buffer import FlatBuffer
 from fastopt._core.optimizer import Optimizer
 from fastopt._core.options import StepInfo, check_step_options
+from fastopt.rules.hyperparameters import Switch
 
 __all__ = ["ZeroRedundancyOptimizer"]
 
@@ -88,7 +90,8 @@ class ZeroRedundancyOptimizer:
         name = type(self).__name__
         if not isinstance(params, FlatBuffer) or params.backend != "cpu":
             raise TypeError(f"{name}: params must be a FlatBuffer in host memory, got {_messages.describe(params)}")
-        if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
+        is_optimizer = isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)
+        if not is_optimizer or not hasattr(optimizer_class, "spec"):
             raise TypeError(f"{name}: optimizer_class must be an optimizer of fastopt, got {optimizer_class!r}")
         if optimizer_class.trust is not None:
             raise ValueError(
@@ -97,6 +100,9 @@ class ZeroRedundancyOptimizer:
             )
         if refused := [option for option in ("backend", "master", "grad_dtype") if option in arguments]:
             raise ValueError(f"{name}: the options {refused} are not for sharded optimizers")
+        if not isinstance(comm, MPI.Comm | None):
+            raise TypeError(f"{name}: comm must be a communicator of mpi4py, got {_messages.describe(comm)}")
+        average = Switch().check(name, "average", average)
         self._comm = MPI.COMM_WORLD if comm is None else comm
         sizes = self._comm.allgather(params.flat.size)
         if len(set(sizes)) > 1:
@@ -111,9 +117,9 @@ class ZeroRedundancyOptimizer:
         """The elements of ``params.flat`` that this process updates."""
         self._comm.Bcast(params.flat, root=0)
         self.optimizer = optimizer_class([params.flat[self.shard]], **arguments)
-        """The optimizer of this process's shard: its learning rate, its state and its averages are here."""
+        """The optimizer of this process's shard: learning rate, state, averages and copies of that shard alone."""
         self.optimizer._tensors[0].index = self.shard.start
-        self.optimizer._reduce_sum = self._sum_of_all
+        self.optimizer._reduce_sum = partial(_sum_of_all, self._comm)
         self._gradient = np.empty(self._counts[self._comm.rank], np.float32)
 
     @property
@@ -157,6 +163,8 @@ class ZeroRedundancyOptimizer:
             raise TypeError(f"{name}: grads must be {expected}, got {got}")
         if np.shares_memory(grads.flat, self._params.flat):
             raise ValueError(f"{name}: grads and params are the same memory")
+        if zero_grads and not grads.flat.flags.writeable:
+            raise ValueError(f"{name}: grads must be writable for zero_grads, got a read-only buffer")
         options = check_step_options(name, grad_scale, max_norm, clip_value, skip_nonfinite, zero_grads)
         self._comm.Reduce_scatter(grads.flat, self._gradient, self._counts, MPI.SUM)
         info = self.optimizer.step(
@@ -171,10 +179,10 @@ class ZeroRedundancyOptimizer:
             grads.flat.fill(0)
         return info
 
-    def _sum_of_all(self, own: float) -> float:
-        """The sum over all processes, added in the order of their ranks: the same bits in all of them."""
-        total: float = sum(self._comm.allgather(own))
-        return total
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            f"{type(self).__name__}: a share of several processes is not copied or pickled; save state_dict()"
+        )
 
     # --- Saving and loading
 
@@ -215,7 +223,7 @@ class ZeroRedundancyOptimizer:
         if self._comm.rank == root:
             try:
                 outline, whole = self._outlined(state_dict)
-            except (TypeError, ValueError, KeyError) as found:
+            except Exception as found:  # whatever it is, the others wait for it
                 error = found
         outline, kinds, error = self._comm.bcast((outline, [one[1:] for one in whole], error), root)
         if error is not None:
@@ -228,7 +236,7 @@ class ZeroRedundancyOptimizer:
         before = self.optimizer.state_dict()
         try:
             self.optimizer.load_state_dict(outline)
-        except (TypeError, ValueError, KeyError) as found:
+        except Exception as found:
             error = found
         errors = [one for one in self._comm.allgather(error) if one is not None]
         if errors:
@@ -243,12 +251,14 @@ class ZeroRedundancyOptimizer:
                 f"{name}: state_dict must be of this optimizer or fastopt's own, got {_messages.describe(state_dict)}"
             )
         outline = {key: dict(value) if isinstance(value, Mapping) else value for key, value in state_dict.items()}
-        if list(outline.get("state", ())) != [0]:
+        if list(outline.get("state") or ()) != [0] or not isinstance(outline["state"][0], Mapping):
             raise ValueError(f"{name}: state_dict must be of one flat parameter, params.flat")
+        if not isinstance(outline.get("ema", {}), Mapping):
+            raise TypeError(f"{name}: 'ema' of the state_dict must be a dict, got {_messages.describe(outline['ema'])}")
         outline["state"] = {0: dict(outline["state"][0])}
         whole = []
         for where, key in _arrays_in(outline):
-            array = np.ascontiguousarray(where[key]).ravel()
+            array = np.ascontiguousarray(where[key], where[key].dtype.newbyteorder("=")).ravel()
             is_scale = str(key).endswith("_scale")
             expected = -(-total // UNIT) if is_scale else total
             if array.size != expected:
@@ -256,6 +266,12 @@ class ZeroRedundancyOptimizer:
             whole.append((array, array.dtype, is_scale))
             where[key] = _THERE
         return outline, whole
+
+
+def _sum_of_all(comm: Any, own: float) -> float:
+    """The sum over all processes, added in the order of their ranks: the same bits in all of them."""
+    total: float = sum(comm.allgather(own))
+    return total
 
 
 _THERE = np.zeros(0)

@@ -1,6 +1,10 @@
 """What every process of `mpiexec -n N python ranks.py CHECK` does, one function for each promise; see test_mpi.py."""
 
+import copy
+import gc
+import pickle
 import sys
+import weakref
 
 import numpy as np
 from mpi4py import MPI
@@ -155,6 +159,9 @@ def a_state_that_does_not_fit_is_refused_in_all_processes():
         (lambda saved: saved["state"].update({1: {}}), ValueError),
         (lambda saved: saved["state"][0].pop("exp_avg_sq"), KeyError),
         (lambda saved: saved.update(optimizer="SGD"), ValueError),
+        (lambda saved: saved.update(ema=None), TypeError),
+        (lambda saved: saved.update(state=None), ValueError),
+        (lambda saved: saved["state"].update({0: None}), ValueError),
     ):
         bad = None
         if good is not None:
@@ -193,9 +200,20 @@ def a_state_that_one_process_refuses_changes_none():
         assert_same(after[name], before[name])
 
 
+def a_dropped_optimizer_frees_its_state_at_once():
+    optimizer = ZeroRedundancyOptimizer(buffer(200), fastopt.Adam)
+    train(optimizer, buffer(200), range(1), max_norm=1.0)
+    gc.disable()
+    state = weakref.ref(optimizer.optimizer)
+    del optimizer
+    assert state() is None
+
+
 def what_does_not_fit_is_refused_before_anything_is_sent():
     params = buffer(200)
     other_size = fastopt.FlatBuffer({"w": 200 + COMM.rank})
+    read_only = buffer(200)
+    read_only.flat.flags.writeable = False
     refused = [
         (TypeError, lambda: ZeroRedundancyOptimizer([params.flat], fastopt.Adam)),
         (TypeError, lambda: ZeroRedundancyOptimizer(params, "adam")),
@@ -205,6 +223,12 @@ def what_does_not_fit_is_refused_before_anything_is_sent():
         (TypeError, lambda: ZeroRedundancyOptimizer(params, fastopt.Adam, learning_rate=1)),
         (TypeError, lambda: ZeroRedundancyOptimizer(params, fastopt.Adam).step([params.flat])),
         (TypeError, lambda: ZeroRedundancyOptimizer(params, fastopt.Adam).step(buffer(199))),
+        (TypeError, lambda: ZeroRedundancyOptimizer(params, fastopt.Optimizer)),
+        (TypeError, lambda: ZeroRedundancyOptimizer(params, fastopt.Adam, 3)),
+        (TypeError, lambda: ZeroRedundancyOptimizer(params, fastopt.Adam, average="no")),
+        (TypeError, lambda: copy.deepcopy(ZeroRedundancyOptimizer(params, fastopt.Adam))),
+        (TypeError, lambda: pickle.dumps(ZeroRedundancyOptimizer(params, fastopt.Adam))),
+        (ValueError, lambda: ZeroRedundancyOptimizer(params, fastopt.Adam).step(read_only, zero_grads=True)),
         (ValueError, lambda: ZeroRedundancyOptimizer(params, fastopt.Adam).step(params)),
         (ValueError, lambda: ZeroRedundancyOptimizer(params, fastopt.Adam).step(buffer(200), max_norm=-1.0)),
     ]
