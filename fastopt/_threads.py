@@ -119,13 +119,17 @@ def _ranks() -> tuple[int, str]:
 
 def _slurm_tasks(counts: str, node: str) -> int:
     """Tasks of a Slurm step on node number `node`, of counts such as "4(x2),1"; 1 where there are none."""
-    tasks: list[int] = []
+    if not re.fullmatch(r"[0-9]{1,7}", node):
+        return 1
+    first = 0
     for count in counts.split(","):
-        parts = re.fullmatch(r"(\d{1,4})(?:\(x(\d{1,6})\))?", count.strip())
+        parts = re.fullmatch(r"([0-9]{1,4})(?:\(x([0-9]{1,7})\))?", count.strip())
         if parts is None:
             return 1
-        tasks += [int(parts[1])] * int(parts[2] or 1)
-    return max(1, tasks[int(node)]) if node.isdecimal() and int(node) < len(tasks) else 1
+        first += int(parts[2] or 1)
+        if int(node) < first:
+            return max(1, int(parts[1]))
+    return 1
 
 
 def _launchers_cpus(variable: str) -> int:
@@ -137,14 +141,14 @@ def _launchers_cpus(variable: str) -> int:
     process = Path("/proc/self")
     try:
         while True:
-            parent = int(re.search(r"^PPid:\s*(\d+)", (process / "status").read_text(), re.MULTILINE)[1])  # type: ignore[index]
+            parent = int(re.search(rb"^PPid:\s*(\d+)", (process / "status").read_bytes(), re.MULTILINE)[1])  # type: ignore[index]
             process = Path("/proc", str(parent))
             try:
                 variables = (process / "environ").read_bytes().split(b"\0")
             except PermissionError:
                 variables = []
             if not any(entry.startswith(f"{variable}=".encode()) for entry in variables):
-                return max(_cpus(parent), _cpus()) if parent else _cpus()
+                return max(_cpus(parent), _cpus())
     except (OSError, TypeError):  # no such system, or the launcher has ended
         return _cpus()
 
@@ -161,7 +165,7 @@ def _number_of_threads(text: str) -> int | None:
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
     """CPUs that the cgroups of this process grant, rounded up; None without a quota. Versions 1 and 2."""
     try:
-        groups = [line.split(":", 2) for line in membership.read_text().splitlines()]
+        groups = [line.split(":", 2) for line in membership.read_text(errors="replace").splitlines()]
     except OSError:
         return None
     quotas = []

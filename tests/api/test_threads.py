@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -181,6 +182,27 @@ def test_the_launcher_is_the_first_ancestor_without_its_variable():
         timeout=60,
     )
     assert finished.stdout.split() == [str(len(os.sched_getaffinity(0))), "1"], finished.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names a process by Linux's prctl")
+def test_a_launchers_process_may_have_any_name():
+    name = "import ctypes; ctypes.CDLL(None).prctl(15, b'caf\\xe9')"
+    finished = subprocess.run(
+        [sys.executable, "-c", f"{name}; {ASK}"],
+        env={**_clean(), "LOCAL_WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize(("counts", "node"), [("4(x9999999)," * 1000, "1" * 5000), ("4(x9999999)," * 1000, "9999999")])
+def test_a_hostile_list_of_slurm_tasks_takes_no_time(launched, counts, node):
+    launched[0].setenv("SLURM_STEP_TASKS_PER_NODE", counts)
+    launched[0].setenv("SLURM_NODEID", node)
+    before = time.process_time()
+    assert fastopt.get_num_threads() in (4, 16)
+    assert time.process_time() - before < 1
 
 
 def test_torchrun_leaves_its_processes_their_share():
