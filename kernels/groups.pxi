@@ -35,10 +35,11 @@ cdef bint group_is_unchanged(Plan plan, Py_ssize_t k):
 cdef int read_group(Plan plan, Py_ssize_t k) except -1:
     cdef Group* group = &plan.groups[k]
     cdef list values = []
-    name, hyper = groups.read_group(plan.optimizer(), k)
-    live = plan.group_dicts[k]
+    name, hyper, checked = groups.read_group(plan.optimizer(), k)
     plan.group_values[k] = None  # until all of it is here
     if plan.kernels is not None:
+        if name not in plan.kernels:
+            raise ValueError(f"{plan.guard.owner}: no kernel {name!r} was compiled; backend='reference' needs none")
         capsule, states, n_scalars = plan.kernels[name]
         if len(hyper) > MAX_HYPERS or len(states) > MAX_STATES or plan.n_running > MAX_RUNNING:
             raise OverflowError(f"{name}: more hyperparameters, states or running scalars than kernel.h allows")
@@ -50,7 +51,14 @@ cdef int read_group(Plan plan, Py_ssize_t k) except -1:
             group.states[i] = plan.state_names.index(state)
         for i, value in enumerate(hyper):
             group.hyper[i] = value
-    for item in live.items():
+    for item in checked.items():
         values += item
     plan.group_values[k] = tuple(values)
     return 0
+
+
+def replace_items(dict group, dict found, dict replaced):
+    """Put the values of `replaced` into `group` where it still has those of `found`; nobody gets in between."""
+    for key in found:
+        if found[key] is not replaced[key] and group.get(key) is found[key]:
+            group[key] = replaced[key]

@@ -109,6 +109,8 @@ cdef class Guard:
 cdef enum:
     ATTRIBUTE, ITEM, EXTENSION
 
+cdef object NOTHING = object()  # stood under a key that is new; not `self`, a cycle would keep large states alive
+
 
 cdef class Changes:
     """What an operation is going to write, noted first and then written at once.
@@ -203,7 +205,7 @@ cdef class Changes:
             self.before[k] = PyObject_GenericGetAttr(target, key)
             PyObject_GenericSetAttr(target, key, value)
         elif kind == ITEM:
-            self.before[k] = (<dict>target).get(key, self)
+            self.before[k] = (<dict>target).get(key, NOTHING)
             (<dict>target)[key] = value
         else:
             self.before[k] = len(<list>target)
@@ -218,7 +220,7 @@ cdef class Changes:
             before = self.before[self.n_done]
             if kind == ATTRIBUTE:
                 PyObject_GenericSetAttr(target, key, before)
-            elif kind == ITEM and before is self:
+            elif kind == ITEM and before is NOTHING:
                 del (<dict>target)[key]
             elif kind == ITEM:
                 (<dict>target)[key] = before

@@ -87,11 +87,16 @@ def listed(params: Any) -> Any:
     return items
 
 
-def read_group(optimizer: Record, k: int) -> tuple[str, tuple[float, ...]]:
-    """Check the hyperparameters of group `k` as they are now; return its kernel and their float64 values."""
+def read_group(optimizer: Record, k: int) -> tuple[str, tuple[float, ...], dict[str, Any]]:
+    """Check the hyperparameters of group `k` as they are now.
+
+    Returns its kernel, their float64 values, and what the group then held: what another thread or a signal handler sets
+    meanwhile stays in the group, is none of it, and is read before the next step.
+    """
     group = optimizer._groups[k]
-    missing = [key for key in ("params", *optimizer.spec.hypers) if key not in group]
-    unknown = [key for key in group if key not in ("params", *optimizer.spec.hypers, *KEPT_FOR_OTHERS)]
+    found = dict(group)
+    missing = [key for key in ("params", *optimizer.spec.hypers) if key not in found]
+    unknown = [key for key in found if key not in ("params", *optimizer.spec.hypers, *KEPT_FOR_OTHERS)]
     if missing or unknown:
         raise ValueError(
             f"{optimizer._name}: param_groups[{k}] must have the keys 'params', "
@@ -100,11 +105,12 @@ def read_group(optimizer: Record, k: int) -> tuple[str, tuple[float, ...]]:
             + (f"; unknown {unknown}" if unknown else "")
             + "".join(did_you_mean(key, optimizer.spec.hypers) for key in unknown)
         )
-    values = optimizer.spec.check(group)
+    values = optimizer.spec.check(found)
     needed = optimizer.spec.states_for(optimizer.spec.flags(values))
-    params, read = group["params"], optimizer._read[k]
+    params, read = found["params"], optimizer._read[k]
+    engine = backends.engine()
     if read is None or read[0] is not params or read[1] != needed:
-        engine, members = backends.engine(), optimizer._members[k]
+        members = optimizer._members[k]
         if not engine.holds(params, members):
             raise ValueError(f"{optimizer._name}: param_groups[{k}]['params'] is fixed; see add_param_group and update")
         lacking = engine.first_lacking(members, needed)
@@ -113,7 +119,8 @@ def read_group(optimizer: Record, k: int) -> tuple[str, tuple[float, ...]]:
                 f"{optimizer._name}: param_groups[{k}] now needs the state {lacking[1]!r}, which {lacking[0].label} "
                 "does not have: hyperparameters that add state are set at construction"
             )
-        group["params"] = tuple(params)  # a list could change later
-        optimizer._read[k] = (group["params"], needed)
-    group.update(values)
-    return kernel_and_hypers(optimizer.spec, values)
+        params = tuple(params)  # a list could change later
+        optimizer._read[k] = (params, needed)
+    checked = {**found, "params": params, **values}
+    engine.replace_items(group, found, checked)
+    return *kernel_and_hypers(optimizer.spec, values), checked

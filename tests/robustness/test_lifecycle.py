@@ -5,6 +5,7 @@ import ctypes
 import gc
 import pickle
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -416,3 +417,41 @@ def test_a_hundred_thousand_arrays_take_no_time(work):
 @pytest.mark.parametrize("work", [_construct, _load])
 def test_a_million_arrays_take_seconds(work):
     assert _per_array(1_000_000, work) < 12
+
+
+# --- Param groups that change while they are read
+
+
+class _Setting(float):
+    """A hyperparameter during whose check something else is set, as by another thread or a signal handler."""
+
+    def __float__(self):
+        self.action()
+        return float.__float__(self)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_hyperparameter_that_is_set_while_a_step_reads_its_group_counts_at_the_next_step(backend):
+    p = np.zeros(1, F32)
+    optimizer = fastopt.SGD([p], lr=1.0, backend=backend)
+    optimizer.step([ones(1)])
+    group = optimizer.param_groups[0]
+    group["dampening"] = _Setting(0.0)
+    group["dampening"].action = lambda: group.update(lr=0.25)
+    optimizer.step([ones(1)])
+    assert group["lr"] == 0.25
+    before = p[0]
+    optimizer.step([ones(1)])
+    assert p[0] == before - 0.25
+
+
+@pytest.mark.parametrize("params", [ones(3), [ones(3)], {"w": ones(3)}, fastopt.FlatBuffer({"w": 3})], ids=type)
+def test_an_optimizer_that_is_dropped_frees_its_states_at_once(params):
+    optimizer = fastopt.Adam(params)
+    dropped = weakref.ref(optimizer)
+    gc.disable()
+    try:
+        del optimizer
+        assert dropped() is None
+    finally:
+        gc.enable()

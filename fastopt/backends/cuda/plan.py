@@ -282,8 +282,7 @@ class Plan:
             self._read_group(k)
 
     def _read_group(self, k: int) -> None:
-        name, _ = groups.read_group(self._optimizer, k)
-        group = self._group_dicts[k]
+        name, _, group = groups.read_group(self._optimizer, k)
         if name != self._kernels[k]:
             self._kernels[k] = name
             self._is_stale = True
