@@ -20,6 +20,7 @@ import schedule_pictures
 
 import fastopt
 from fastopt import _codegen, lr_scheduler
+from fastopt._formats import STATE_DTYPES
 from fastopt._instruction_sets import INSTRUCTION_SETS
 from fastopt.rules import docstrings, registry
 
@@ -193,7 +194,7 @@ def test_the_table_of_optimizers_has_the_bytes_that_a_state_takes(spec):
     row = next(row for row in optimizer_pages.overview().split("* - ") if f"<{spec.function}>" in row)
     p = np.ones(64_000, np.float32)
     kept = []
-    for state_dtype in ("float32", "bfloat16", "8bit"):
+    for state_dtype in STATE_DTYPES:
         optimizer = spec.cls([p], state_dtype=state_dtype)
         optimizer.step([np.ones_like(p)])
         kept.append(f"{optimizer.state_nbytes / p.size:.3g}")

@@ -14,6 +14,7 @@ import pytest
 import fastopt
 from fastopt import backends
 from fastopt._arrays import allocation
+from fastopt._formats import STATE_DTYPES
 from fastopt.backends import compiled
 from tests.support.configs import DEFAULTS
 from tests.support.faults import interrupted
@@ -105,7 +106,7 @@ def test_instruction_sets_threads_and_splits_change_no_bit(name, cuts, isa, n_th
 
 @pytest.mark.bits
 @pytest.mark.parametrize("step", [{}, {**TAIL, "zero_grads": True}], ids=["plain", "whole tail"])
-@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
+@pytest.mark.parametrize("state_dtype", STATE_DTYPES)
 @EACH
 def test_accumulated_gradients_do_what_their_sum_does(config, state_dtype, step):
     """With halves for parameters and any kind of state; also in a second round, from sums that the first cleared."""

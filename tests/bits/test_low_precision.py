@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import pickle
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,15 @@ from hypothesis.extra.numpy import arrays
 
 import fastopt
 from fastopt import _formats, backends, demo
-from fastopt._formats import CODE_BLOCK, FLAGGED, Bfloat16, EightBit, Random
+from fastopt._core.options import Options
+from fastopt._formats import CODE_BLOCK, FLAGGED, STATE_DTYPES, Bfloat16, EightBit, Random
 from fastopt.backends import compiled
 from fastopt.rules import registry
-from tests.support.configs import CONFIGS, DEFAULTS
+from tests.support.configs import CONFIGS, DEFAULTS, LOW_PRECISION
 from tests.support.oracle import Oracle, assert_same_bits
 
 TILE = backends.engine().TILE
-LOW = ["bfloat16", "8bit"]
+LOW = LOW_PRECISION
 SIGNED, UNSIGNED = EightBit(True), EightBit(False)
 CODECS = {"bfloat16": Bfloat16(), "signed": SIGNED, "unsigned": UNSIGNED}
 EACH_CODEC = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
@@ -760,3 +762,10 @@ def test_split_parameters_are_guarded():
         optimizer.load_state_dict(fastopt.SGD({"w": np.ones(10, np.float32)}).state_dict())
     with pytest.raises(ValueError, match="has lower halves"):
         fastopt.SGD({"w": np.ones(10, np.float32)}).load_state_dict(optimizer.state_dict())
+
+
+def test_types_and_docstrings_name_every_state_dtype():
+    assert typing.get_args(typing.get_type_hints(Options)["state_dtype"]) == STATE_DTYPES
+    assert typing.get_args(typing.get_type_hints(demo.train)["state_dtype"]) == STATE_DTYPES
+    named = ", ".join(f'"{name}"' for name in STATE_DTYPES)
+    assert f"state_dtype : {{{named}}}" in fastopt.Optimizer.__doc__

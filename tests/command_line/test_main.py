@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fastopt
+from fastopt._formats import STATE_DTYPES
 from fastopt.rules import registry
 
 
@@ -51,7 +52,7 @@ def test_info_prints_every_value_of_info_in_one_column():
 def test_info_tells_the_memory_of_every_optimizer_and_state_dtype():
     title, header, *rows = run("info").stdout.split("\n\n")[1].splitlines()
     assert title == "state, bytes per parameter"
-    assert header.split() == ["float32", "bfloat16", "8bit"]
+    assert header.split() == list(STATE_DTYPES)
     assert [row.split()[0] for row in rows] == [spec.name for spec in registry.values()]
     n = 64_000
     for row in rows:

@@ -13,6 +13,7 @@ import pytest
 
 import fastopt
 from fastopt import backends
+from fastopt._formats import STATE_DTYPES
 from fastopt.backends import compiled
 from fastopt.rules import registry
 
@@ -29,7 +30,6 @@ if operations.SIMULATED:
     pytest.skip("the simulator compiles nothing", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[2]
-STATE_DTYPES = ("float32", "bfloat16", "8bit")
 
 
 def run(code, **environment):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import fastopt
+from fastopt._instruction_sets import INSTRUCTION_SETS
 from fastopt.rules import registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,3 +84,8 @@ def test_an_optimizer_says_when_to_choose_it_and_names_relatives_that_exist(spec
     assert spec.name not in relatives
     assert all(hasattr(fastopt, name) for name in relatives)
     assert len(re.search(r"^Notes\n-+\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)[1]) > 100
+
+
+def test_the_guide_names_every_instruction_set():
+    text = (DOCS / "guide" / "environment.md").read_text(encoding="utf-8")
+    assert [name for name in INSTRUCTION_SETS if f"`{name}`" not in text] == []

@@ -10,6 +10,7 @@ import numpy as np
 from mpi4py import MPI
 
 import fastopt
+from fastopt._formats import STATE_DTYPES
 from fastopt.mpi import ZeroRedundancyOptimizer
 from fastopt.rules import registry
 
@@ -55,7 +56,7 @@ def assert_same(a, b):
 
 def every_optimizer_has_the_bits_of_one_process():
     for cls in SHARDED:
-        for state_dtype in ("float32", "bfloat16", "8bit"):
+        for state_dtype in STATE_DTYPES:
             sharded, whole = buffer(1000), buffer(1000)
             optimizer = ZeroRedundancyOptimizer(sharded, cls, state_dtype=state_dtype, seed=5)
             train(optimizer, sharded, range(5))
@@ -108,7 +109,7 @@ def state_is_divided():
 
 
 def a_state_goes_on_in_other_numbers_of_processes():
-    for state_dtype in ("float32", "bfloat16", "8bit"):
+    for state_dtype in STATE_DTYPES:
         for n_later in range(1, COMM.size + 1):
             options = {"state_dtype": state_dtype, "ema_decay": 0.9, "lr": 0.1}
             whole = buffer(700)

@@ -3,9 +3,12 @@
 import itertools
 from dataclasses import dataclass
 
+from fastopt._formats import STATE_DTYPES
 from fastopt.rules import Pair, Real, Spec, Switch, registry
 from fastopt.rules.host_scalars import kernel_and_hypers
 
+LOW_PRECISION = [state_dtype for state_dtype in STATE_DTYPES if state_dtype != "float32"]
+"""What states can be kept in beside float32."""
 _AWAY = {"nesterov": {"dampening": 0.0}}
 """Hyperparameters that must be at a certain value while a switch is on."""
 

@@ -13,7 +13,7 @@ from fastopt import _formats
 from fastopt._instruction_sets import for_this_machine
 from fastopt.backends import compiled
 from tests.bits.test_fused import STAGES
-from tests.support.configs import CONFIGS, DEFAULTS
+from tests.support.configs import CONFIGS, DEFAULTS, LOW_PRECISION
 from tests.support.operations import OPERATIONS
 from tests.support.tiers import covering
 
@@ -27,7 +27,7 @@ LEAVE_SOME_OUT = (
     "cuda/test_cuda.py",
 )
 ISAS = compiled.available_isas()
-LOW = ["bfloat16", "8bit"]
+LOW = LOW_PRECISION
 
 
 @given(

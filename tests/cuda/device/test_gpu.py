@@ -12,7 +12,7 @@ from numba import cuda
 
 import fastopt
 from fastopt.backends.cuda.operations import SIMULATED
-from tests.support.configs import CONFIGS, DEFAULTS
+from tests.support.configs import CONFIGS, DEFAULTS, LOW_PRECISION
 from tests.support.lockstep import BY_NAME, SIZES, Lockstep, arrays, host, on_device, same
 
 if SIMULATED:
@@ -32,7 +32,7 @@ def test_every_rule_at_larger_sizes(config, n):
     lockstep.check()
 
 
-@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 @pytest.mark.parametrize("config", DEFAULTS, ids=str)
 def test_states_in_low_precision_at_larger_sizes(config, state_dtype):
     rng = np.random.default_rng(0)

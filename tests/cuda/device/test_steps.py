@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import fastopt
+from fastopt._formats import STATE_DTYPES
 from fastopt.rules import registry
-from tests.support.configs import CONFIGS, DEFAULTS
+from tests.support.configs import CONFIGS, DEFAULTS, LOW_PRECISION
 from tests.support.lockstep import BY_NAME, SIZES, Lockstep, arrays, host, on_device, same
 from tests.support.oracle import assert_same_bits
 
@@ -26,7 +27,7 @@ def test_every_rule_has_the_bits_of_the_cpu(config):
 
 
 @pytest.mark.covering(1)
-@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 @pytest.mark.parametrize("config", DEFAULTS, ids=str)
 def test_states_in_low_precision_have_the_bits_of_the_cpu(config, state_dtype):
     rng = np.random.default_rng(2)
@@ -37,7 +38,7 @@ def test_states_in_low_precision_have_the_bits_of_the_cpu(config, state_dtype):
     lockstep.check()
 
 
-@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 def test_scales_fall_and_flags_come_and_go(state_dtype):
     rng = np.random.default_rng(3)
     lockstep = Lockstep(BY_NAME["adam"].make, arrays(rng, (150,)), state_dtype=state_dtype)
@@ -224,7 +225,7 @@ def test_arrays_at_odd_addresses_have_the_same_bits():
     same(p, expected, "p")
 
 
-@pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "8bit"])
+@pytest.mark.parametrize("state_dtype", STATE_DTYPES)
 def test_a_state_dict_moves_between_the_backends(state_dtype):
     rng = np.random.default_rng(11)
     options = {"state_dtype": state_dtype, "seed": 3, "ema_decay": 0.75}
