@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from tests.support import lockstep  # noqa: F401  skips where there is no numba-cuda
+
+# isort: split
 from fastopt import _formats
 from fastopt._formats import dither
 from fastopt.backends.cuda import codecs
-from tests.support import lockstep  # noqa: F401  skips where there is no numba-cuda
 from tests.support.unfused import as_bfloat16
 
 pytestmark = pytest.mark.simulator

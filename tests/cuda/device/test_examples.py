@@ -8,6 +8,11 @@ import pytest
 
 import fastopt
 
+try:
+    import fastopt.backends.cuda
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
 ROOT = Path(__file__).resolve().parents[3]
 
 

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numba import cuda
 
 import fastopt
-from fastopt.backends.cuda.operations import SIMULATED
 from tests.support.configs import CONFIGS, DEFAULTS, LOW_PRECISION
+
+# Where there is no numba-cuda, the import of lockstep skips the rest.
 from tests.support.lockstep import BY_NAME, SIZES, Lockstep, arrays, host, on_device, same
+
+# isort: split
+from numba import cuda
+
+from fastopt.backends.cuda.operations import SIMULATED
 
 if SIMULATED:
     pytest.skip("the simulator has no streams, graphs or caches, and no time for sizes", allow_module_level=True)
