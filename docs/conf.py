@@ -39,7 +39,6 @@ suppress_warnings = ["config.cache"]  # functions among the gallery's settings
 default_role = "py:obj"
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-autodoc_mock_imports = ["mpi4py"]  # needs an MPI library to be imported
 autodoc_default_options = {"members": True}
 autodoc_typehints = "none"  # numpydoc's sections have the types in words, with bounds
 numpydoc_show_class_members = False
