@@ -140,8 +140,8 @@ def _launchers_cpus(variable: str) -> int:
     """
     process = Path("/proc/self")
     try:
-        while True:
-            parent = int(re.search(rb"^PPid:\s*(\d+)", (process / "status").read_bytes(), re.MULTILINE)[1])  # type: ignore[index]
+        while found := re.search(rb"^PPid:\s*([0-9]+)", (process / "status").read_bytes(), re.MULTILINE):
+            parent = int(found[1])
             process = Path("/proc", str(parent))
             try:
                 variables = (process / "environ").read_bytes().split(b"\0")
@@ -149,8 +149,9 @@ def _launchers_cpus(variable: str) -> int:
                 variables = []
             if not any(entry.startswith(f"{variable}=".encode()) for entry in variables):
                 return max(_cpus(parent), _cpus())
-    except (OSError, TypeError):  # no such system, or the launcher has ended
-        return _cpus()
+    except OSError:  # a system without /proc, or the launcher has ended
+        pass
+    return _cpus()
 
 
 def _number_of_threads(text: str) -> int | None:

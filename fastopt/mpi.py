@@ -20,12 +20,10 @@ from fastopt import _messages
 from fastopt._arrays.flat_buffer import FlatBuffer
 from fastopt._core.optimizer import Optimizer
 from fastopt._core.options import StepInfo, check_step_options
+from fastopt._formats import CODE_BLOCK
 from fastopt.rules.hyperparameters import Switch
 
 __all__ = ["ZeroRedundancyOptimizer"]
-
-UNIT = 64
-"""Shards are cut at multiples of so many elements, which share a scale in 8 bits: a cut changes no bit of a state."""
 
 
 class ZeroRedundancyOptimizer:
@@ -109,8 +107,10 @@ class ZeroRedundancyOptimizer:
             raise ValueError(f"{name}: params must be of the same size in all processes, got {sizes}")
         self._params = params
         self._divisor = self._comm.size if average else 1
-        n_units = -(-params.flat.size // UNIT)
-        ends = [min(params.flat.size, UNIT * (n_units * k // self._comm.size)) for k in range(self._comm.size + 1)]
+        n_units = -(-params.flat.size // CODE_BLOCK)  # a cut elsewhere would change 8-bit states, which share scales
+        ends = [
+            min(params.flat.size, CODE_BLOCK * (n_units * k // self._comm.size)) for k in range(self._comm.size + 1)
+        ]
         self._counts = np.diff(ends).tolist()
         self._starts = ends[:-1]
         self.shard = slice(ends[self._comm.rank], ends[self._comm.rank + 1])
@@ -154,7 +154,7 @@ class ZeroRedundancyOptimizer:
         Raises
         ------
         TypeError, ValueError
-            As there; nothing was sent or written then.
+            As there; no parameter was written then.
         """
         name = type(self).__name__
         if not isinstance(grads, FlatBuffer) or grads.flat.shape != self._params.flat.shape or grads.backend != "cpu":
@@ -229,7 +229,7 @@ class ZeroRedundancyOptimizer:
         if error is not None:
             raise error
         for k, ((where, key), (dtype, is_scale)) in enumerate(zip(_arrays_in(outline), kinds, strict=True)):
-            counts = [-(-count // UNIT) for count in self._counts] if is_scale else self._counts
+            counts = [-(-count // CODE_BLOCK) for count in self._counts] if is_scale else self._counts
             where[key] = np.empty(counts[self._comm.rank], dtype)
             self._comm.Scatterv([whole[k][0], counts] if whole else None, where[key], root)
         outline["offsets"] = {0: self.shard.start}
@@ -244,7 +244,7 @@ class ZeroRedundancyOptimizer:
             raise errors[0]
 
     def _outlined(self, state_dict: Any) -> tuple[dict[str, Any], list[tuple[np.ndarray, np.dtype[Any], bool]]]:
-        """A state dict without its arrays; and these, each with its type and whether it has one element a unit."""
+        """A state dict without its arrays; and these, each with its type and whether it has one element a block."""
         name, total = type(self).__name__, self._params.flat.size
         if not isinstance(state_dict, Mapping) or "optimizer" not in state_dict:
             raise TypeError(
@@ -260,7 +260,7 @@ class ZeroRedundancyOptimizer:
         for where, key in _arrays_in(outline):
             array = np.ascontiguousarray(where[key], where[key].dtype.newbyteorder("=")).ravel()
             is_scale = str(key).endswith("_scale")
-            expected = -(-total // UNIT) if is_scale else total
+            expected = -(-total // CODE_BLOCK) if is_scale else total
             if array.size != expected:
                 raise ValueError(f"{name}: {key!r} of the state_dict must have {expected} elements, got {array.size}")
             whole.append((array, array.dtype, is_scale))

@@ -22,7 +22,6 @@ from tests.support.configs import CONFIGS, DEFAULTS, LOW_PRECISION
 from tests.support.oracle import Oracle, assert_same_bits
 
 TILE = backends.engine().TILE
-LOW = LOW_PRECISION
 SIGNED, UNSIGNED = EightBit(True), EightBit(False)
 CODECS = {"bfloat16": Bfloat16(), "signed": SIGNED, "unsigned": UNSIGNED}
 EACH_CODEC = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
@@ -67,7 +66,7 @@ def gradients(n, n_steps=20):
 @pytest.mark.usefixtures("parallel_from_the_first_element")
 @pytest.mark.parametrize("n", [1, CODE_BLOCK - 1, CODE_BLOCK, CODE_BLOCK + 1, 3 * TILE + 100])
 @pytest.mark.parametrize("isa", compiled.available_isas())
-@pytest.mark.parametrize("state_dtype", LOW)
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 @pytest.mark.parametrize("config", [c for c in CONFIGS if not c.spec.trust], ids=str)
 @pytest.mark.bits
 def test_a_step_has_the_bits_of_decoding_the_rule_and_encoding(config, state_dtype, isa, n, use_isa):
@@ -98,7 +97,7 @@ def stepped(config, cuts, state_dtype, isa, n_threads, monkeypatch, neighbours=F
 @pytest.mark.usefixtures("parallel_from_the_first_element")
 @pytest.mark.parametrize("isa", compiled.available_isas())
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
-@pytest.mark.parametrize("state_dtype", LOW)
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 @pytest.mark.parametrize("config", DEFAULTS, ids=str)
 @pytest.mark.bits
 def test_threads_and_instruction_sets_change_no_bit(config, state_dtype, n_threads, isa, monkeypatch):
@@ -108,7 +107,7 @@ def test_threads_and_instruction_sets_change_no_bit(config, state_dtype, n_threa
 
 
 @pytest.mark.parametrize("neighbours", [False, True])
-@pytest.mark.parametrize("state_dtype", LOW)
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 @pytest.mark.parametrize("config", [c for c in DEFAULTS if not c.spec.trust], ids=str)
 @pytest.mark.bits
 def test_splits_change_no_bit(config, state_dtype, neighbours, monkeypatch):
@@ -121,7 +120,7 @@ def test_splits_change_no_bit(config, state_dtype, neighbours, monkeypatch):
     assert stepped(config, cuts, state_dtype, compiled.isa(), 2, monkeypatch, neighbours) == whole
 
 
-@pytest.mark.parametrize("state_dtype", LOW)
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 def test_the_seed_decides_the_rounding(state_dtype, monkeypatch):
     config = next(c for c in DEFAULTS if c.spec.name == "Adam")
     runs = [stepped(config, [TILE], state_dtype, compiled.isa(), 1, monkeypatch, seed=s) for s in (0, 0, 1, 2**64 - 1)]
@@ -129,7 +128,7 @@ def test_the_seed_decides_the_rounding(state_dtype, monkeypatch):
     assert len(set(runs)) == 3
 
 
-@pytest.mark.parametrize("state_dtype", LOW)
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 @pytest.mark.parametrize("config", DEFAULTS, ids=str)
 def test_the_reference_backend_keeps_states_in_the_same_form(config, state_dtype):
     """Its rule rounds in another order, so codes may differ by one here and there."""
@@ -152,7 +151,7 @@ def test_the_reference_backend_keeps_states_in_the_same_form(config, state_dtype
         )
 
 
-@pytest.mark.parametrize("state_dtype", LOW)
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 @pytest.mark.parametrize("name", ["LAMB", "LARS"])
 def test_a_trust_ratio_takes_states_in_low_precision(name, state_dtype):
     """Norms are of float32 numbers; only states are rounded: the first step is float32's."""
@@ -165,7 +164,7 @@ def test_a_trust_ratio_takes_states_in_low_precision(name, state_dtype):
     assert not np.array_equal(low, p)
 
 
-@pytest.mark.parametrize("state_dtype", LOW)
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 @pytest.mark.parametrize("config", DEFAULTS, ids=str)
 def test_the_fused_step_takes_states_in_low_precision(config, state_dtype):
     """Clipped, averaged, copied and zeroed in one call: the bits of doing it one after another."""
@@ -320,7 +319,7 @@ def test_rounding_is_right_on_average(codec):
 # --- Averages
 
 
-@pytest.mark.parametrize("state_dtype", LOW)
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 def test_the_second_moment_is_right_after_20000_noisy_steps(state_dtype):
     """Each element's own size, over five orders of magnitude: the mean of v / E(g^2) is 1 within 2%."""
     n = 4096
@@ -338,7 +337,7 @@ def test_the_second_moment_is_right_after_20000_noisy_steps(state_dtype):
     assert ratios["float32"] == pytest.approx(1, rel=0.02)
 
 
-@pytest.mark.parametrize("state_dtype", LOW)
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 def test_the_second_moment_decays_when_gradients_stop(state_dtype):
     n = 4096
     optimizers = [fastopt.Adam(np.zeros(n, np.float32), lr=0.0, state_dtype=d) for d in ("float32", state_dtype)]
@@ -359,7 +358,7 @@ def test_the_second_moment_decays_when_gradients_stop(state_dtype):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("state_dtype", LOW)
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 @pytest.mark.parametrize("name", ["adam", "adamw", "lion", "rmsprop", "momentum"])
 def test_the_demos_network_learns_as_well(name, state_dtype):
     pytest.importorskip("sklearn", reason="the demo's data needs scikit-learn")
@@ -377,7 +376,7 @@ def test_sgd_with_momentum_learns_as_well():
     pytest.importorskip("sklearn", reason="the demo's data needs scikit-learn")
     training, validation = demo.load_digits()
     accuracy = {}
-    for dtype in ("float32", *LOW):
+    for dtype in ("float32", *LOW_PRECISION):
         params = demo.initial_parameters(0)
         grads = params.zeros_like()
         opt = fastopt.SGD(params, lr=0.05, momentum=0.9, state_dtype=dtype)
@@ -440,7 +439,7 @@ def character_loss(make, n_steps=800):
 def test_a_character_model_learns_as_well(name, lr):
     losses = {
         dtype: character_loss(lambda params, dtype=dtype: getattr(fastopt, name)(params, lr=lr, state_dtype=dtype))
-        for dtype in ("float32", *LOW)
+        for dtype in ("float32", *LOW_PRECISION)
     }
     assert losses["float32"] < 2.8  # 4.6 before training
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
@@ -452,12 +451,14 @@ def test_a_character_model_learns_as_well(name, lr):
 
 @pytest.mark.parametrize("n", [1000, 65_536])
 def test_state_takes_as_many_bytes_as_promised(n):
-    per_parameter = [fastopt.Adam(np.zeros(n, np.float32), state_dtype=d).state_nbytes / n for d in ("float32", *LOW)]
+    per_parameter = [
+        fastopt.Adam(np.zeros(n, np.float32), state_dtype=d).state_nbytes / n for d in ("float32", *LOW_PRECISION)
+    ]
     assert per_parameter[:2] == [8, 4]
     assert per_parameter[2] <= 2.1
 
 
-@pytest.mark.parametrize("state_dtype", LOW)
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 @pytest.mark.parametrize("config", DEFAULTS, ids=str)
 def test_a_state_dict_resumes_with_the_same_bits(config, state_dtype):
     n = 1000
@@ -487,7 +488,7 @@ def test_state_is_converted_between_types_on_load(config):
     for g in gradients(n, 5):
         optimizers["float32"].step(g)
     saved = optimizers["float32"].state_dict()
-    for dtype in LOW:
+    for dtype in LOW_PRECISION:
         optimizers[dtype].load_state_dict(saved)
         for name, values in optimizers["float32"].state_float32[0].items():
             codec = _formats.codec(dtype, config.spec.kinds[name])
@@ -514,7 +515,7 @@ def test_a_dict_that_is_seen_later_takes_its_converted_state():
     np.testing.assert_allclose(late.state_float32["a"]["exp_avg"], 0.045, rtol=0.08)
 
 
-@pytest.mark.parametrize("state_dtype", LOW)
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 def test_an_optimizer_pickles_with_its_state_in_low_precision(state_dtype):
     p = np.ones(200, np.float32)
     optimizer = fastopt.Adam(p, state_dtype=state_dtype, seed=4)
@@ -566,7 +567,7 @@ def test_options_that_make_no_sense_are_refused(options, error, message):
         fastopt.Adam(np.ones(3, np.float32), **options)
 
 
-@pytest.mark.parametrize("state_dtype", LOW)
+@pytest.mark.parametrize("state_dtype", LOW_PRECISION)
 def test_names_in_another_order_resume_with_the_same_bits(state_dtype):
     """The rounding goes by element, and an element keeps its number."""
     g = next(gradients(100))

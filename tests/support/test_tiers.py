@@ -27,7 +27,6 @@ LEAVE_SOME_OUT = (
     "cuda/test_cuda.py",
 )
 ISAS = compiled.available_isas()
-LOW = LOW_PRECISION
 
 
 @given(
@@ -85,9 +84,9 @@ def test_every_optimizer_is_compared_in_every_low_precision_on_every_instruction
     names = [name.partition("[")[2] for name in default_tier if name.startswith(f"test_{test}[")]
     for config in configs:
         mine = [name.removeprefix(f"{config}-") for name in names if name.startswith(f"{config}-")]
-        for value in (*LOW, *ISAS):
+        for value in (*LOW_PRECISION, *ISAS):
             assert any(value in name for name in mine), (config, value)
-    for dtype, isa in itertools.product(LOW, ISAS):
+    for dtype, isa in itertools.product(LOW_PRECISION, ISAS):
         assert any(dtype in name and isa in name for name in names), (dtype, isa)
 
 
